@@ -1,0 +1,49 @@
+"""Sensitivity-driven pruning for Keras 3: `model.fit` to a small, checked `.tflite` file.
+
+The table below is the public API. Names are imported on first use, because importing Keras costs seconds
+that `--help` and packaging tools must not pay. If Keras is already imported, `SensitivityRegularizer` is
+registered at once, so that `keras.models.load_model` finds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "SensitivityRegularizer": "keras_sensprune.training.regularizer",
+    "PruneAtEpochEnd": "keras_sensprune.training.callback",
+    "Sensitivity": "keras_sensprune.formulas.sensitivity",
+    "add_regularizer": "keras_sensprune.training.targets",
+    "make_pruning_step": "keras_sensprune.training.session",
+    "pruning": "keras_sensprune.training.session",
+    "detach": "keras_sensprune.training.session",
+    "weight_sensitivities": "keras_sensprune.training.gradients",
+    "exact_count_mask": "keras_sensprune.formulas.masks",
+    "sparsity_report": "keras_sensprune.census",
+    "report_text": "keras_sensprune.reports.table",
+    "report_markdown": "keras_sensprune.reports.table",
+    "plot_report": "keras_sensprune.reports.plot",
+    "export_tflite": "keras_sensprune.export.tflite",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+if "keras" in sys.modules:
+    importlib.import_module("keras_sensprune.training.regularizer")

@@ -1,0 +1,1 @@
+"""All the TFLite: convert, rewrite the flatbuffer, check against Keras."""

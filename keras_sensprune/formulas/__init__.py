@@ -1,0 +1,1 @@
+"""All the mathematics, on tensors: no model, no file, no clock."""

@@ -1,0 +1,1 @@
+"""All the Keras plumbing: which weights, which gradients, when to prune."""
