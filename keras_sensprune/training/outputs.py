@@ -1,0 +1,217 @@
+"""From what a Keras loss sees (y, y_pred, sample_weight) to logits and the scalar terms of the sensitivity."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops, tree
+
+from keras_sensprune.errors import ModelError
+from keras_sensprune.formulas.sensitivity import Sensitivity, output_terms, position_weights, target_weights
+
+_TASKS = {
+    keras.losses.SparseCategoricalCrossentropy: "integer",
+    keras.losses.CategoricalCrossentropy: "distribution",
+    keras.losses.CategoricalFocalCrossentropy: "distribution",
+    keras.losses.CategoricalHinge: "distribution",
+    keras.losses.KLDivergence: "distribution",
+    keras.losses.BinaryCrossentropy: "multilabel",
+    keras.losses.BinaryFocalCrossentropy: "multilabel",
+}
+_FUNCTIONS = {
+    "sparse_categorical_crossentropy": "integer",
+    "categorical_crossentropy": "distribution",
+    "categorical_focal_crossentropy": "distribution",
+    "categorical_hinge": "distribution",
+    "kl_divergence": "distribution",
+    "binary_crossentropy": "multilabel",
+    "binary_focal_crossentropy": "multilabel",
+}
+
+
+class Terms(NamedTuple):
+    """What one output contributes.
+
+    Attributes:
+        terms: scalars t_j; the sensitivity is weight * sum_j |dt_j/dw|.
+        weight: the output's loss weight (1 if none was given).
+        bad_labels: scalar boolean, whether a class number is out of range; None where there are none.
+    """
+
+    terms: list[Any]
+    weight: float
+    bad_labels: Any | None
+
+
+def model_terms(
+    model: Any, y: Any, y_pred: Any, sample_weight: Any, sensitivity: Sensitivity, replaced: bool = False
+) -> list[Terms]:
+    """The terms of every output of a model that has a loss; of every output if the model has only `add_loss`.
+
+    Args:
+        model: the Keras model; its compiled loss says what kind of target each output has.
+        y: targets as `compute_loss` gets them, or None.
+        y_pred: outputs, or the result of `output_fn`, in the structure of the model's outputs.
+        sample_weight: as `compute_loss` gets it, or None. A weight of 0 excludes the position.
+        sensitivity: the configuration.
+        replaced: whether `y_pred` comes from `output_fn` and is logits for sure.
+
+    Returns:
+        One `Terms` per output.
+
+    Raises:
+        ModelError: if the specific form is asked for without targets, or if shapes do not fit.
+    """
+    return [
+        _terms(model, loss, target, output, weights, factor, sensitivity, replaced)
+        for loss, factor, target, output, weights in _pairs(model, y, y_pred, sample_weight)
+    ]
+
+
+def _pairs(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, float, Any, Any, Any]]:
+    """(loss or None, loss weight, target, output, sample weight) per output."""
+    outputs = tree.flatten(y_pred)
+    compiled = getattr(model, "_compile_loss", None)
+    if compiled is None or y is None:
+        return [(None, 1.0, None, output, _only(sample_weight)) for output in outputs]
+    if not compiled.built:
+        compiled.build(y, y_pred)
+    losses = compiled._flat_losses
+    targets = [t for t in tree.flatten(y) if t is not None]
+    pairs = []
+    for i, entry in enumerate(losses):
+        output = outputs[0] if len(outputs) == 1 else _at(y_pred, entry.path)
+        if len(targets) == 1:
+            target = targets[0]
+        else:
+            target = _at(y, entry.path) if _has(y, entry.path) else targets[i]
+        weights = sample_weight
+        if tree.is_nested(sample_weight):
+            weights = _at(sample_weight, entry.path) if _has(sample_weight, entry.path) else _only(sample_weight)
+        factor = 1.0 if entry.loss_weights is None else abs(float(entry.loss_weights))
+        pairs.append((entry.loss, factor, target, output, weights))
+    return pairs
+
+
+def _at(structure: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        structure = structure[key]
+    return structure
+
+
+def _has(structure: Any, path: tuple[Any, ...]) -> bool:
+    try:
+        return not tree.is_nested(_at(structure, path))
+    except (KeyError, IndexError, TypeError):
+        return False
+
+
+def _only(structure: Any) -> Any:
+    flat = tree.flatten(structure)
+    return flat[0] if flat else None
+
+
+def task_of(loss: Any, target: Any, output: Any) -> str:
+    """What kind of target a loss has: integer, distribution, multilabel, binary or regression.
+
+    A loss that Keras does not know counts as classification if its targets are integers of a rank that fits
+    class numbers, and as regression otherwise.
+    """
+    classes = output.shape[-1] if len(output.shape) else 1
+    task = _TASKS.get(type(loss)) or _FUNCTIONS.get(getattr(getattr(loss, "fn", loss), "__name__", ""))
+    if task is None:
+        integer = keras.backend.is_int_dtype(target.dtype)
+        labels = len(target.shape) == len(output.shape) - 1 or target.shape[-1] == 1
+        task = "integer" if integer and labels and classes > 1 else "regression"
+    return "binary" if task == "multilabel" and classes == 1 else task
+
+
+def _logits(model: Any, loss: Any, output: Any, replaced: bool) -> Any:
+    """The pre-activation that Keras keeps on the tensor, else the output itself, with a warning if that looks wrong."""
+    kept = getattr(output, "_keras_logits", None)
+    if kept is not None:
+        return kept
+    takes_probabilities = getattr(loss, "_fn_kwargs", {}).get("from_logits") is False
+    if isinstance(loss, keras.losses.KLDivergence):
+        takes_probabilities = True
+    if takes_probabilities and not replaced:
+        warnings.warn(
+            f"The loss {type(loss).__name__} of model {model.name!r} takes probabilities, but the logits behind them "
+            "were not found (they are lost behind Reshape, TimeDistributed or tf.nn.softmax). Sensitivities are "
+            "those of the probabilities, which are close to 0 for confident examples. Use a loss with "
+            "`from_logits=True`, or pass `Sensitivity(output_fn=...)`.",
+            stacklevel=2,
+        )
+    return output
+
+
+def _terms(
+    model: Any, loss: Any, target: Any, output: Any, weights: Any, factor: float, config: Sensitivity, replaced: bool
+) -> Terms:
+    mask = getattr(output, "_keras_mask", None)
+    logits = ops.cast(_logits(model, loss, output, replaced), _float(output.dtype))
+    if len(logits.shape) == 1:
+        logits = ops.expand_dims(logits, -1)
+    lead, classes = ops.shape(logits)[:-1], logits.shape[-1]
+    flat = ops.reshape(logits, (-1, classes))
+    task = "regression" if target is None else task_of(loss, target, logits)
+    if target is None and config.kind == "specific":
+        raise ModelError(
+            f"Sensitivity(kind='specific') needs targets, but model {model.name!r} is trained without `y`. "
+            "Use kind='unspecific'."
+        )
+    alpha = bad = excluded = None
+    if target is not None and task == "integer":
+        target, excluded, bad = _class_numbers(loss, target, flat, classes)
+    if task != "regression" and config.kind in ("auto", "specific"):
+        alpha = target_weights(task, _flat_targets(model, task, target, flat), classes)
+    omega = position_weights(ops.shape(flat)[0], _joined(lead, weights, mask, excluded), flat.dtype)
+    one_hot = task in ("integer", "binary")
+    split = alpha is None or (config.reduction == "mean_of_abs" and not one_hot)
+    return Terms(output_terms(flat, alpha, omega, split), factor, bad)
+
+
+def _float(dtype: Any) -> str:
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
+def _flat_targets(model: Any, task: str, target: Any, flat: Any) -> Any:
+    """Targets as `target_weights` takes them: class numbers, or floats of shape (positions, classes)."""
+    if task == "integer":
+        return target
+    classes = flat.shape[-1]
+    if task != "binary" and target.shape[-1] != classes:
+        raise ModelError(
+            f"The targets of model {model.name!r} have shape {tuple(target.shape)}, but its outputs end in {classes} "
+            "values; the specific sensitivity needs one target per output."
+        )
+    return ops.cast(ops.reshape(target, (-1, classes)), flat.dtype)
+
+
+def _class_numbers(loss: Any, target: Any, flat: Any, classes: int) -> tuple[Any, Any, Any]:
+    """Flat class numbers, the positions that `ignore_class` leaves in (or None), and whether one is out of range."""
+    numbers = ops.cast(ops.reshape(target, (-1,)), "int32")
+    wrong = ops.logical_or(numbers < 0, numbers >= classes)
+    ignored = getattr(loss, "ignore_class", None)
+    if ignored is None:
+        return numbers, None, ops.any(wrong)
+    included = ops.not_equal(numbers, ignored)
+    return numbers, included, ops.any(ops.logical_and(wrong, included))
+
+
+def _joined(lead: Any, weights: Any, mask: Any, included: Any) -> Any | None:
+    """Product of sample weight, mask (both broadcast over the leading axes `lead`) and `included` (flat already)."""
+    product = included if included is None else ops.cast(included, "float32")
+    for part in (weights, mask):
+        if part is None:
+            continue
+        part = ops.cast(part, "float32")
+        while len(part.shape) > len(lead) and part.shape[-1] == 1:
+            part = ops.squeeze(part, -1)
+        while len(part.shape) < len(lead):
+            part = ops.expand_dims(part, -1)
+        part = ops.reshape(ops.broadcast_to(part, lead), (-1,))
+        product = part if product is None else product * part
+    return product

@@ -1,0 +1,145 @@
+"""Sensitivity and mask of each weight while a model is being pruned, and the constraint that keeps the zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_sensprune.formulas.penalty import insensitivity_penalty, penalty_with_exact_gradient
+from keras_sensprune.formulas.sensitivity import bounded_insensitivity, running_mean, scaled_sensitivity
+from keras_sensprune.formulas.thresholds import threshold_mask
+
+# id(variable) -> its state, for the regularizer, which Keras calls with nothing but the variable.
+_ACTIVE: dict[int, PrunedWeight] = {}
+
+
+def active_weight(variable: Any) -> PrunedWeight | None:
+    """The state of a variable that is being pruned now, else None."""
+    weight = _ACTIVE.get(id(variable))
+    return weight if weight is not None and weight.variable is variable else None
+
+
+class MaskConstraint:
+    """Multiplies a weight by its mask after every update, after the user's own constraint.
+
+    Args:
+        mask: variable of zeros and ones, the weight's shape.
+        inner: the user's constraint, or None.
+    """
+
+    def __init__(self, mask: Any, inner: Any | None):
+        self.mask = mask
+        self.inner = inner
+
+    def __call__(self, variable: Any) -> Any:
+        value = variable if self.inner is None else self.inner(variable)
+        return ops.multiply(value, ops.cast(self.mask, variable.dtype))
+
+
+class PrunedWeight:
+    """One weight while it is pruned.
+
+    Two float32 tensors of the weight's shape are held beside it: the sensitivity and the mask; a third one, the
+    curvature, only where the regularizer asks for `order=2`.
+
+    Args:
+        target: the weight (`training.targets.Target`).
+        scale: `"raw"`, `"relative"` or `"relevance"`.
+        momentum: of the running mean.
+        curved: whether a curvature is computed for it.
+    """
+
+    def __init__(self, target: Any, scale: str, momentum: float, curved: bool):
+        self.variable = target.variable
+        self.regularizer = target.regularizer
+        self.label = target.label
+        self.scale = scale
+        self.momentum = momentum
+        self.silent = False  # True while a loss is computed that must not contain this penalty
+        self.sensitivity = self._beside("zeros")
+        self.mask = self._beside("ones")
+        self.curvature = self._beside("zeros") if curved else None
+        self._constraint: Any = None
+
+    def _beside(self, initializer: str) -> Any:
+        return keras.Variable(
+            initializer=initializer,
+            shape=self.variable.shape,
+            dtype="float32",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+
+    def attach(self) -> None:
+        """Installs the constraint and makes the regularizer find this state."""
+        self._constraint = self.variable.constraint
+        self.variable.constraint = MaskConstraint(self.mask, self._constraint)
+        _ACTIVE[id(self.variable)] = self
+
+    def detach(self) -> None:
+        """Puts the user's own constraint back."""
+        if isinstance(self.variable.constraint, MaskConstraint):
+            self.variable.constraint = self._constraint
+        if _ACTIVE.get(id(self.variable)) is self:
+            del _ACTIVE[id(self.variable)]
+
+    def refreshed(self, new: Any) -> Any:
+        """The stored sensitivity after a batch with sensitivity `new`: `new` itself (raw) or the running mean."""
+        new = ops.cast(new, "float32")
+        return new if self.scale == "raw" else running_mean(self.sensitivity, new, self.momentum)
+
+    def shrinkage(self) -> Any:
+        """d = strength * w * max(0, 1 - S) with the weight and the sensitivity as they are now."""
+        weight = ops.convert_to_tensor(self.variable)
+        factor = bounded_insensitivity(scaled_sensitivity(self.scale, weight, ops.cast(self.sensitivity, weight.dtype)))
+        return self.regularizer.strength * weight * factor
+
+    def coupled_penalty(self) -> Any:
+        """strength * sum of R(w), with gradient strength * w * max(0, 1 - S)."""
+        if self.silent:
+            return ops.zeros(())
+        weight = ops.convert_to_tensor(self.variable)
+        sensitivity = scaled_sensitivity(
+            self.scale, ops.stop_gradient(weight), ops.cast(self.sensitivity, weight.dtype)
+        )
+        return self.regularizer.strength * penalty_with_exact_gradient(weight, sensitivity, self.curvature)
+
+    def penalty(self) -> float:
+        """strength * sum of R(w), as a number for the log."""
+        weight = ops.convert_to_tensor(self.variable)
+        sensitivity = scaled_sensitivity(self.scale, weight, ops.cast(self.sensitivity, weight.dtype))
+        value = insensitivity_penalty(weight, sensitivity, self.curvature)
+        return self.regularizer.strength * float(ops.sum(value))
+
+    def take_zeros(self) -> None:
+        """Makes today's zeros permanent. A weight that is zero throughout is taken as not yet trained."""
+        alive = ops.convert_to_numpy(self.variable) != 0
+        self.mask.assign(alive.astype("float32") if alive.any() else np.ones_like(alive, "float32"))
+
+    def prune(self, threshold: float) -> tuple[int, int, bool]:
+        """Sets |w| < threshold to zero, for good.
+
+        Returns:
+            (nonzero before, nonzero after, whether the floor of one weight was needed).
+        """
+        value = ops.convert_to_numpy(self.variable)
+        mask, floored = threshold_mask(value, threshold, ops.convert_to_numpy(self.mask) != 0)
+        self.mask.assign(mask.astype("float32"))
+        kept = np.where(mask, value, np.zeros((), value.dtype))  # not w * mask, which would leave -0.0
+        self.variable.assign(kept)
+        return int(np.count_nonzero(value)), int(np.count_nonzero(kept)), floored
+
+    def remask(self) -> None:
+        """Applies the mask once more, after something else has set the weight (EMA, restored weights)."""
+        value = ops.convert_to_numpy(self.variable)
+        mask = ops.convert_to_numpy(self.mask) != 0
+        if np.any(value[~mask]):
+            self.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+
+    def counts(self) -> tuple[int, int]:
+        """(entries, entries that are not zero)."""
+        value = ops.convert_to_numpy(self.variable)
+        return int(value.size), int(np.count_nonzero(value))
