@@ -1,0 +1,97 @@
+"""The private names of other packages that we use: one test each, so that an upgrade says which one has moved."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from tensorflow.python.eager import record
+
+
+def classifier(**compile_args):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2, "softmax")])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(), **compile_args)
+    return model
+
+
+def test_logits_are_kept_behind_softmax_and_sigmoid():
+    x = np.array([[1.0, -2.0]], "float32")
+    for name in ("softmax", "sigmoid"):
+        kept = keras.layers.Dense(2, name, kernel_initializer="identity")(x)._keras_logits
+        np.testing.assert_array_equal(kept, x)
+
+
+def test_masks_are_kept_on_tensors():
+    embedded = keras.layers.Embedding(5, 2, mask_zero=True)(np.array([[1, 0]]))
+    assert np.asarray(embedded._keras_mask).tolist() == [[True, False]]
+
+
+def test_a_compiled_loss_tells_its_parts():
+    model = classifier(loss_weights=0.5)
+    compiled = model._compile_loss
+    compiled.build(tf.zeros((1,)), tf.zeros((1, 2)))
+    (entry,) = compiled._flat_losses
+    assert (entry.path, entry.loss_weights) == ((), 0.5)
+    assert entry.loss._fn_kwargs["from_logits"] is False
+
+
+def test_layers_know_their_children_and_their_own_variables():
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="inside")])
+    model = keras.Sequential([keras.Input((3,)), inner])
+    assert "inside" in [layer.name for layer in model._flatten_layers(include_self=False)]
+    assert inner in model._layers
+    layer = inner.get_layer("inside")
+    layer.trainable = False
+    assert [v.name for v in layer._trainable_variables] == ["kernel", "bias"]  # frozen ones stay in this list
+    assert list(layer._losses) == []
+
+
+def test_attention_keeps_a_private_copy_of_its_regularizer():
+    assert keras.layers.MultiHeadAttention(1, 2, kernel_regularizer="l2")._kernel_regularizer is not None
+
+
+def test_steps_are_looked_up_on_the_instance():
+    model, seen = classifier(), []
+
+    def spy(name):
+        original = getattr(model, name)
+
+        def hook(*args, **kwargs):
+            seen.append(name)
+            return original(*args, **kwargs)
+
+        object.__setattr__(model, name, hook)
+
+    spy("train_step")
+    spy("compute_loss")
+    model.make_train_function(force=True)
+    assert callable(model.train_function)
+    model.fit(np.ones((2, 3)), np.zeros(2), verbose=0)
+    assert {"train_step", "compute_loss"} <= set(seen)
+
+
+def test_a_tape_can_be_paused_and_tells_whether_it_records():
+    x = tf.Variable(2.0)
+    assert not record.could_possibly_record()
+    with tf.GradientTape() as tape:
+        assert record.could_possibly_record()
+        assert tape._recording
+        with record.stop_recording():
+            hidden = x * x
+    assert not tape._recording
+    assert tape.gradient(hidden, x) is None
+
+
+def test_updates_can_be_made_in_one_place_for_all_replicas():
+    done = []
+    strategy = tf.distribute.get_strategy()
+    tf.__internal__.distribute.interim.maybe_merge_call(lambda _, value: done.append(value), strategy, 3)
+    assert done == [3]
+
+
+def test_the_schema_of_the_file_format_has_what_sparse_weights_need():
+    parameters = schema.SparsityParametersT()
+    assert {"traversalOrder", "dimMetadata"} <= set(vars(parameters))
+    assert schema.DimensionType.SPARSE_CSR != schema.DimensionType.DENSE
+    assert {"arraySegmentsType", "arrayIndicesType"} <= set(vars(schema.DimensionMetadataT()))
