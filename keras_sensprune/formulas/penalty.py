@@ -48,8 +48,9 @@ PIECEWISE_LINEAR = frozenset(
     ("linear", "relu", "relu6", "leaky_relu", "hard_sigmoid", "hard_tanh", "hard_shrink", "soft_shrink")
 )
 
-# gelu and silu: where |f'| is below this, the ratio is set to 0. Nothing is lost, because the ratio is only ever
-# multiplied by S, which is proportional to |f'|; and 1 / _FLAT is still finite in float16.
+# gelu and silu: where |f'| is below this, the ratio is set to 0; 1 / _FLAT is still finite in float16. The ratio is
+# only ever multiplied by f', so that f'' is taken for 0 there. In the tails that is an error of |f''| < 5e-4 at most
+# (gelu at z = -4.4); at the root of f' it is more, but on an interval of z only some 2e-4 wide.
 _FLAT = 1e-4
 
 

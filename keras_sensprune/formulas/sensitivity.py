@@ -192,8 +192,8 @@ def scaled_sensitivity(scale: str, weight: Any, sensitivity: Any) -> Any:
     """What takes the place of S in 1 - S.
 
     raw: S. relative: min(S / (2 mu), 0.8), with mu the mean of S over the surviving (nonzero) weights of this
-    tensor. relevance: the same with q = |w| S for S. Without the cap the most relevant weights would get no decay
-    at all and overfit.
+    tensor. relevance: the same with q = |w| S for S. Both are 0 where mu is 0. Without the cap the most relevant
+    weights would get no decay at all and overfit.
 
     Args:
         scale: `"raw"`, `"relative"` or `"relevance"`.
@@ -210,4 +210,6 @@ def scaled_sensitivity(scale: str, weight: Any, sensitivity: Any) -> Any:
     value = sensitivity if scale == "relative" else ops.abs(weight) * sensitivity
     alive = ops.cast(ops.not_equal(weight, 0), value.dtype)
     mean = ops.sum(value * alive) / ops.maximum(ops.sum(alive), 1)
-    return ops.minimum(value / ops.where(mean > 0, 2 * mean, ops.ones_like(mean)), RELEVANCE_CAP)
+    nothing = ops.equal(mean, 0)  # NaN is no zero: it stays NaN, and such a weight is left alone
+    share = ops.minimum(value / ops.where(nothing, ops.ones_like(mean), 2 * mean), RELEVANCE_CAP)
+    return ops.where(nothing, ops.zeros_like(share), share)

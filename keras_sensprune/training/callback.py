@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_sensprune.errors import argument_error, number_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
@@ -139,7 +138,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
                 stacklevel=2,
             )
         if self.keep_last_good:
-            self._good = [ops.convert_to_numpy(variable).copy() for variable in self.model.weights]
+            self._good = [variable.numpy().copy() for variable in self.model.weights]
 
     def on_train_end(self, logs: Any = None) -> None:
         """Applies the masks once more (EMA and restored weights come after the last epoch) and detaches."""

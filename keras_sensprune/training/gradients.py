@@ -36,13 +36,15 @@ class _Calls:
 
     def __init__(self, layer: Any):
         self.layer = layer
+        self.call = layer.call
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Replaces the layer's `call` and `activation` until the block ends, also by an exception."""
-        call, activation = self.layer.call, self.layer.activation
+        self.call = call = self.layer.call
+        activation, own_call = self.layer.activation, vars(self.layer).get("call")
 
         def recorded_activation(z: Any) -> Any:
             self.outputs.append(z)
@@ -58,14 +60,17 @@ class _Calls:
             yield
         finally:
             object.__setattr__(self.layer, "activation", activation)
-            object.__delattr__(self.layer, "call")
+            if own_call is None:
+                object.__delattr__(self.layer, "call")
+            else:  # recorded by another tape around this one
+                object.__setattr__(self.layer, "call", own_call)
 
     def linear(self, inputs: Any) -> Any:
         """The layer without its activation."""
         activation = self.layer.activation
         object.__setattr__(self.layer, "activation", None)
         try:
-            return self.layer.call(inputs)
+            return self.call(inputs)
         finally:
             object.__setattr__(self.layer, "activation", activation)
 
@@ -83,9 +88,14 @@ class SensitivityTape:
     def __init__(self, targets: Sequence[Target], reduction: str):
         self.targets = targets
         self.reduction = reduction
+        self._smooth = [curved_activation(t) for t in targets]  # read now: the layers' activations are replaced below
         self._tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         self._stack = contextlib.ExitStack()
-        layers = {id(t.layer): t.layer for t in targets if reduction == "mean_of_abs" or curved_activation(t)}
+        layers = {
+            id(t.layer): t.layer
+            for t, smooth in zip(targets, self._smooth, strict=True)
+            if reduction == "mean_of_abs" or smooth is not None
+        }
         if reduction == "mean_of_abs":
             for target in targets:
                 _check_dense(target)
@@ -114,8 +124,7 @@ class SensitivityTape:
         """
         totals: list[Any] = [tf.zeros(t.variable.shape, t.variable.dtype) for t in self.targets]
         curvatures: list[Any] = [None] * len(self.targets)
-        paused = self._tape.stop_recording() if self._tape._recording else contextlib.nullcontext()
-        with paused, record.stop_recording():
+        with self._tape.stop_recording() if self._tape._recording else contextlib.nullcontext():
             for output in outputs:
                 for term in output.terms:
                     self._add(term, output.weight, totals, curvatures)
@@ -124,20 +133,21 @@ class SensitivityTape:
     def _add(self, term: Any, weight: float, totals: list[Any], curvatures: list[Any]) -> None:
         variables = [t.variable.value for t in self.targets]
         before = {key: calls.outputs for key, calls in self._calls.items()}
-        gradients, at_outputs = self._tape.gradient(
-            term, (variables, before), unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        for i, target in enumerate(self.targets):
+        with record.stop_recording():
+            gradients, at_outputs = self._tape.gradient(
+                term, (variables, before), unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+        per_example = self.reduction == "mean_of_abs"
+        for i, (target, smooth) in enumerate(zip(self.targets, self._smooth, strict=True)):
             gradient = _all_replicas(tf.convert_to_tensor(gradients[i]))
-            calls = self._calls.get(id(target.layer))
-            if self.reduction == "mean_of_abs" and calls is not None:
-                totals[i] += weight * _mean_of_abs(target, calls, at_outputs[id(target.layer)])
+            calls, deltas = self._calls.get(id(target.layer)), at_outputs.get(id(target.layer))
+            if per_example and calls is not None:
+                totals[i] += weight * _mean_of_abs(target, calls, deltas)
             else:
                 totals[i] += weight * tf.abs(gradient)
-            activation = curved_activation(target)
-            if activation is not None and calls is not None:
-                second = _second_derivative(target, calls, at_outputs[id(target.layer)], activation)
-                part = weight * tf.sign(gradient) * _all_replicas(second)
+            if smooth is not None and calls is not None:
+                second = _all_replicas(_second_derivative(target, calls, deltas, smooth, per_example))
+                part = weight * (second if per_example else tf.sign(gradient) * second)
                 curvatures[i] = part if curvatures[i] is None else curvatures[i] + part
 
 
@@ -174,17 +184,23 @@ def _mean_of_abs(target: Target, calls: _Calls, deltas: list[Any]) -> Any:
     return _all_replicas(tf.matmul(tf.abs(tf.cast(calls.inputs[0], delta.dtype)), delta, transpose_a=True))
 
 
-def _second_derivative(target: Target, calls: _Calls, deltas: list[Any], activation: str) -> Any:
+def _second_derivative(target: Target, calls: _Calls, deltas: list[Any], activation: str, per_example: bool) -> Any:
     r"""d2t/dw2 of the unit itself: sum over positions of a^2 delta f''(z)/f'(z), with delta = dt/dz.
 
-    This is the kernel gradient of the same linear map at squared inputs.
+    This is the kernel gradient of the same linear map at squared inputs. If `per_example`, each example's part has
+    the sign of its own dt/dw = a delta: the sum is over a |a| |delta| f''(z)/f'(z).
     """
-    total = tf.zeros_like(tf.convert_to_tensor(target.variable))
+    kernel = tf.convert_to_tensor(target.variable)
+    total = tf.zeros_like(kernel)
     for inputs, z, delta in zip(calls.inputs, calls.outputs, deltas, strict=True):
-        factor = delta * curvature_ratio(activation, z)
+        with record.stop_recording():
+            inputs, z, delta = (tf.cast(value, kernel.dtype) for value in (inputs, z, delta))
+            squares = inputs * (tf.abs(inputs) if per_example else inputs)
+            factor = (tf.abs(delta) if per_example else delta) * curvature_ratio(activation, z)
+        # Here `stop_recording` would stop this tape too. A tape of the user's records these few operations in vain.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(target.variable.value)
-            value = tf.reduce_sum(calls.linear(inputs * inputs) * factor)
+            value = tf.reduce_sum(calls.linear(squares) * factor)
         part = tape.gradient(value, target.variable.value, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         total += tf.cast(part, total.dtype)
     return total
@@ -226,7 +242,10 @@ def weight_sensitivities(
     check_model(model)
     config = sensitivity or Sensitivity()
     targets = prunable_weights(model)
-    x, y, sample_weight = (None if v is None else keras.tree.map_structure(ops.convert_to_tensor, v) for v in (x, y, sample_weight))
+    x, y, sample_weight = (
+        keras.tree.map_structure(lambda v: None if v is None else ops.convert_to_tensor(v), data)
+        for data in (x, y, sample_weight)
+    )
     with SensitivityTape(targets, config.reduction) as tape:
         outputs = forward_terms(model, x, y, sample_weight, config)
     return [ops.convert_to_numpy(s) for s in tape.sensitivities(outputs)[0]]
@@ -238,8 +257,22 @@ def forward_terms(model: Any, x: Any, y: Any, sample_weight: Any, config: Sensit
         return []
     outputs = model(x, training=False) if config.output_fn is None else config.output_fn(model, x)
     if config.kind == "loss":
-        return [loss_terms(model.compute_loss(x, y, outputs, sample_weight))]
+        with _without_penalty(model):
+            return [loss_terms(model.compute_loss(x, y, outputs, sample_weight))]
     return model_terms(model, y, outputs, sample_weight, config, replaced=config.output_fn is not None)
+
+
+@contextlib.contextmanager
+def _without_penalty(model: Any) -> Iterator[None]:
+    """Until the block ends, the loss does not contain this package's penalty."""
+    targets = prunable_weights(model)
+    for target in targets:
+        target.variable.regularizer = None
+    try:
+        yield
+    finally:
+        for target in targets:
+            target.variable.regularizer = target.regularizer
 
 
 def loss_terms(loss: Any) -> Terms:

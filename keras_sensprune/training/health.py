@@ -66,10 +66,10 @@ class StepHealth:
 
     def problem(self) -> str | None:
         """What the first bad step was and why, or None."""
-        step = int(self._first_bad)
+        step, found = int(self._first_bad.numpy()), int(self._causes.numpy())
         if step < 0:
             return None
-        causes = "; ".join(text for bit, text in _CAUSES.items() if int(self._causes) & bit)
+        causes = "; ".join(text for bit, text in _CAUSES.items() if found & bit)
         return f"Training was stopped: in step {step} (counted from 0 since training began) {causes}."
 
 

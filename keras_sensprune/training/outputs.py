@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -11,16 +12,8 @@ from keras import ops, tree
 from keras_sensprune.errors import ModelError
 from keras_sensprune.formulas.sensitivity import Sensitivity, output_terms, position_weights, target_weights
 
+# Name of the function behind a Keras loss (object, function or string) -> the kind of its targets.
 _TASKS = {
-    keras.losses.SparseCategoricalCrossentropy: "integer",
-    keras.losses.CategoricalCrossentropy: "distribution",
-    keras.losses.CategoricalFocalCrossentropy: "distribution",
-    keras.losses.CategoricalHinge: "distribution",
-    keras.losses.KLDivergence: "distribution",
-    keras.losses.BinaryCrossentropy: "multilabel",
-    keras.losses.BinaryFocalCrossentropy: "multilabel",
-}
-_FUNCTIONS = {
     "sparse_categorical_crossentropy": "integer",
     "categorical_crossentropy": "distribution",
     "categorical_focal_crossentropy": "distribution",
@@ -28,7 +21,10 @@ _FUNCTIONS = {
     "kl_divergence": "distribution",
     "binary_crossentropy": "multilabel",
     "binary_focal_crossentropy": "multilabel",
+    "ctc": "regression",  # its integers are no class number per position
 }
+# Those of them that take probabilities unless `from_logits=True`.
+_OF_PROBABILITIES = frozenset(_TASKS) - {"categorical_hinge", "ctc"}
 
 
 class Terms(NamedTuple):
@@ -76,6 +72,7 @@ def _pairs(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[An
     compiled = getattr(model, "_compile_loss", None)
     if compiled is None or y is None:
         return [(None, 1.0, None, output, _only(sample_weight)) for output in outputs]
+    y = _in_output_order(y, y_pred, compiled)
     if not compiled.built:
         compiled.build(y, y_pred)
     losses = compiled._flat_losses
@@ -83,16 +80,30 @@ def _pairs(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[An
     pairs = []
     for i, entry in enumerate(losses):
         output = outputs[0] if len(outputs) == 1 else _at(y_pred, entry.path)
-        if len(targets) == 1:
-            target = targets[0]
-        else:
-            target = _at(y, entry.path) if _has(y, entry.path) else targets[i]
+        target = targets[0] if len(targets) == 1 else _at(y, entry.path) if _has(y, entry.path) else targets[i]
         weights = sample_weight
         if tree.is_nested(sample_weight):
             weights = _at(sample_weight, entry.path) if _has(sample_weight, entry.path) else _only(sample_weight)
         factor = 1.0 if entry.loss_weights is None else abs(float(entry.loss_weights))
         pairs.append((entry.loss, factor, target, output, weights))
     return pairs
+
+
+def _in_output_order(y: Any, y_pred: Any, compiled: Any) -> Any:
+    """Targets in the structure of the outputs, as Keras arranges them for its loss.
+
+    A dict goes by name, a list by order. Targets may be missing (None here) where the list of losses has a None.
+    """
+    names, losses = compiled.output_names, compiled._user_loss
+    if isinstance(y, dict) and isinstance(y_pred, dict):
+        return y
+    if isinstance(y, dict) and names and set(names) == set(y):
+        y = [y[name] for name in names]
+    flat, count = tree.flatten(y), len(tree.flatten(y_pred))
+    if len(flat) < count and isinstance(losses, (list, tuple)) and len(losses) == count:
+        given = iter(flat)
+        flat = [None if loss is None else next(given, None) for loss in losses]
+    return tree.pack_sequence_as(y_pred, flat) if len(flat) == count else y
 
 
 def _at(structure: Any, path: tuple[Any, ...]) -> Any:
@@ -120,7 +131,7 @@ def task_of(loss: Any, target: Any, output: Any) -> str:
     class numbers, and as regression otherwise.
     """
     classes = output.shape[-1] if len(output.shape) else 1
-    task = _TASKS.get(type(loss)) or _FUNCTIONS.get(getattr(getattr(loss, "fn", loss), "__name__", ""))
+    task = _TASKS.get(_loss_name(loss))
     if task is None:
         integer = keras.backend.is_int_dtype(target.dtype)
         labels = len(target.shape) == len(output.shape) - 1 or target.shape[-1] == 1
@@ -128,17 +139,19 @@ def task_of(loss: Any, target: Any, output: Any) -> str:
     return "binary" if task == "multilabel" and classes == 1 else task
 
 
+def _loss_name(loss: Any) -> str:
+    return getattr(getattr(loss, "fn", loss), "__name__", type(loss).__name__)
+
+
 def _logits(model: Any, loss: Any, output: Any, replaced: bool) -> Any:
     """The pre-activation that Keras keeps on the tensor, else the output itself, with a warning if that looks wrong."""
     kept = getattr(output, "_keras_logits", None)
     if kept is not None:
         return kept
-    takes_probabilities = getattr(loss, "_fn_kwargs", {}).get("from_logits") is False
-    if isinstance(loss, keras.losses.KLDivergence):
-        takes_probabilities = True
-    if takes_probabilities and not replaced:
+    from_logits = getattr(loss, "_fn_kwargs", {}).get("from_logits", False)
+    if _loss_name(loss) in _OF_PROBABILITIES and not from_logits and not replaced:
         warnings.warn(
-            f"The loss {type(loss).__name__} of model {model.name!r} takes probabilities, but the logits behind them "
+            f"The loss {_loss_name(loss)} of model {model.name!r} takes probabilities, but the logits behind them "
             "were not found (they are lost behind Reshape, TimeDistributed or tf.nn.softmax). Sensitivities are "
             "those of the probabilities, which are close to 0 for confident examples. Use a loss with "
             "`from_logits=True`, or pass `Sensitivity(output_fn=...)`.",
@@ -159,15 +172,22 @@ def _terms(
     task = "regression" if target is None else task_of(loss, target, logits)
     if target is None and config.kind == "specific":
         raise ModelError(
-            f"Sensitivity(kind='specific') needs targets, but model {model.name!r} is trained without `y`. "
-            "Use kind='unspecific'."
+            f"Sensitivity(kind='specific') needs targets, but model {model.name!r} has no compiled loss that takes "
+            "them, or no `y` was given. Use kind='unspecific'."
         )
-    alpha = bad = excluded = None
+    if config.reduction == "mean_of_abs" and len(logits.shape) > 2:
+        raise ModelError(
+            f"Sensitivity(reduction='mean_of_abs') needs outputs of shape (batch, outputs), but an output of model "
+            f"{model.name!r} has shape {tuple(logits.shape)}. Use reduction='abs_of_mean'."
+        )
+    alpha = bad = included = None
+    if task != "regression":
+        _check_targets(model, loss, task, target, logits)
     if target is not None and task == "integer":
-        target, excluded, bad = _class_numbers(loss, target, flat, classes)
+        target, included, bad = _class_numbers(loss, target, flat, classes)
     if task != "regression" and config.kind in ("auto", "specific"):
-        alpha = target_weights(task, _flat_targets(model, task, target, flat), classes)
-    omega = position_weights(ops.shape(flat)[0], _joined(lead, weights, mask, excluded), flat.dtype)
+        alpha = ops.cast(target_weights(task, _flat_targets(task, target, flat), classes), flat.dtype)
+    omega = position_weights(ops.shape(flat)[0], _joined(lead, weights, mask, included, flat.dtype), flat.dtype)
     one_hot = task in ("integer", "binary")
     split = alpha is None or (config.reduction == "mean_of_abs" and not one_hot)
     return Terms(output_terms(flat, alpha, omega, split), factor, bad)
@@ -177,17 +197,22 @@ def _float(dtype: Any) -> str:
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
-def _flat_targets(model: Any, task: str, target: Any, flat: Any) -> Any:
-    """Targets as `target_weights` takes them: class numbers, or floats of shape (positions, classes)."""
-    if task == "integer":
-        return target
-    classes = flat.shape[-1]
-    if task != "binary" and target.shape[-1] != classes:
+def _check_targets(model: Any, loss: Any, task: str, target: Any, logits: Any) -> None:
+    """Refuses targets of the wrong size per example, as far as shapes are known."""
+    of_positions = task in ("integer", "binary")
+    wanted = logits.shape[1:-1] if of_positions else logits.shape[1:]
+    sizes = [None if None in shape else math.prod(shape) for shape in (tuple(target.shape[1:]), tuple(wanted))]
+    if None not in sizes and sizes[0] != sizes[1]:
+        need = "class number per position" if of_positions else "target per output"
         raise ModelError(
-            f"The targets of model {model.name!r} have shape {tuple(target.shape)}, but its outputs end in {classes} "
-            "values; the specific sensitivity needs one target per output."
+            f"The targets of model {model.name!r} have shape {tuple(target.shape)}, but its outputs have shape "
+            f"{tuple(logits.shape)}; the loss {_loss_name(loss)} needs one {need}."
         )
-    return ops.cast(ops.reshape(target, (-1, classes)), flat.dtype)
+
+
+def _flat_targets(task: str, target: Any, flat: Any) -> Any:
+    """Targets as `target_weights` takes them: class numbers, or floats of shape (positions, classes)."""
+    return target if task == "integer" else ops.cast(ops.reshape(target, (-1, flat.shape[-1])), flat.dtype)
 
 
 def _class_numbers(loss: Any, target: Any, flat: Any, classes: int) -> tuple[Any, Any, Any]:
@@ -201,13 +226,13 @@ def _class_numbers(loss: Any, target: Any, flat: Any, classes: int) -> tuple[Any
     return numbers, included, ops.any(ops.logical_and(wrong, included))
 
 
-def _joined(lead: Any, weights: Any, mask: Any, included: Any) -> Any | None:
+def _joined(lead: Any, weights: Any, mask: Any, included: Any, dtype: str) -> Any | None:
     """Product of sample weight, mask (both broadcast over the leading axes `lead`) and `included` (flat already)."""
-    product = included if included is None else ops.cast(included, "float32")
+    product = included if included is None else ops.cast(included, dtype)
     for part in (weights, mask):
         if part is None:
             continue
-        part = ops.cast(part, "float32")
+        part = ops.cast(part, dtype)
         while len(part.shape) > len(lead) and part.shape[-1] == 1:
             part = ops.squeeze(part, -1)
         while len(part.shape) < len(lead):

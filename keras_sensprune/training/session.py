@@ -21,7 +21,7 @@ from keras_sensprune.training.outputs import Terms, model_terms
 from keras_sensprune.training.state import PrunedWeight
 from keras_sensprune.training.targets import prunable_weights
 
-_SESSIONS: weakref.WeakKeyDictionary[Any, PruningSession] = weakref.WeakKeyDictionary()
+_SESSION = "_sensprune_session"  # attribute of an attached model; a registry would keep abandoned models alive
 _LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 
@@ -31,6 +31,7 @@ class _Step(threading.local):
 
     tape: SensitivityTape | None = None  # set while the user's train step runs under the tape
     active = False  # whether a training step is running at all
+    probing = False  # whether a custom step is only traced, to see if it computes its loss through compute_loss
     calls = 0  # how often the loss was computed in this step
     shrinkages: list[Any] | None = None
 
@@ -93,7 +94,7 @@ class PruningSession:
             object.__setattr__(self.model, name, hook)
         for weight in self.weights:
             weight.attach()
-        _SESSIONS[self.model] = self
+        object.__setattr__(self.model, _SESSION, self)
 
     def retrace(self) -> None:
         """Makes `fit` compile the hooked step, and detaches when an exception or Ctrl-C passes through it."""
@@ -121,8 +122,8 @@ class PruningSession:
         self._saved = {}
         for weight in self.weights:
             weight.detach()
-        if _SESSIONS.get(self.model) is self:
-            del _SESSIONS[self.model]
+        if vars(self.model).get(_SESSION) is self:
+            object.__delattr__(self.model, _SESSION)
 
     # One training step
 
@@ -158,12 +159,14 @@ class PruningSession:
         if self.sensitivity.kind == "none":
             return True
         if self._shares_forward is None:
+            self._step.probing = True
             try:
                 tf.function(self._user_step).get_concrete_function(data)
                 self._shares_forward = self._step.calls > 0
             except Exception:
                 self._shares_forward = False
-            self._step.calls = 0
+            finally:
+                self._step.probing, self._step.calls = False, 0
         if not self._shares_forward and self.sensitivity.kind == "loss":
             raise ModelError(
                 "Sensitivity(kind='loss') needs a train_step that calls `self.compute_loss(...)`. "
@@ -182,6 +185,8 @@ class PruningSession:
         if not self._step.active:
             return self._user_compute_loss(*args, **kwargs)
         self._step.calls += 1
+        if self._step.probing:
+            return self._user_compute_loss(*args, **kwargs)
         tape, kind = self._step.tape, self.sensitivity.kind
         if kind == "loss" and tape is not None:
             with self._silent():
@@ -251,6 +256,7 @@ class PruningSession:
         def subtract(_: Any, *values: Any) -> None:
             for (weight, _d), value in zip(chosen, values, strict=True):
                 weight.variable.value.assign_sub(value)
+                weight.keep_constraint()
 
         strategy = self.model.distribute_strategy
         tf.__internal__.distribute.interim.maybe_merge_call(subtract, strategy, *values)
@@ -319,7 +325,7 @@ def detach(model: Any) -> bool:
         >>> detach(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
         False
     """
-    session = _SESSIONS.get(model) if isinstance(model, keras.Model) else None
+    session = vars(model).get(_SESSION) if isinstance(model, keras.Model) else None
     if session is None:
         return False
     session.detach()

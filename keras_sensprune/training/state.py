@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import keras
@@ -12,8 +13,9 @@ from keras_sensprune.formulas.penalty import insensitivity_penalty, penalty_with
 from keras_sensprune.formulas.sensitivity import bounded_insensitivity, running_mean, scaled_sensitivity
 from keras_sensprune.formulas.thresholds import threshold_mask
 
-# id(variable) -> its state, for the regularizer, which Keras calls with nothing but the variable.
-_ACTIVE: dict[int, PrunedWeight] = {}
+# id(variable) -> its state, for the regularizer, which Keras calls with nothing but the variable. The states belong
+# to the session on the model, so nothing here outlives an abandoned model.
+_ACTIVE: weakref.WeakValueDictionary[int, PrunedWeight] = weakref.WeakValueDictionary()
 
 
 def active_weight(variable: Any) -> PrunedWeight | None:
@@ -79,6 +81,11 @@ class PrunedWeight:
         self.variable.constraint = MaskConstraint(self.mask, self._constraint)
         _ACTIVE[id(self.variable)] = self
 
+    def keep_constraint(self) -> None:
+        """Applies the user's constraint once more after the shrinkage, which comes after the optimizer's step."""
+        if self._constraint is not None:
+            self.variable.assign(self._constraint(self.variable))
+
     def detach(self) -> None:
         """Puts the user's own constraint back."""
         if isinstance(self.variable.constraint, MaskConstraint):
@@ -116,7 +123,7 @@ class PrunedWeight:
 
     def take_zeros(self) -> None:
         """Makes today's zeros permanent. A weight that is zero throughout is taken as not yet trained."""
-        alive = ops.convert_to_numpy(self.variable) != 0
+        alive = self.variable.numpy() != 0
         self.mask.assign(alive.astype("float32") if alive.any() else np.ones_like(alive, "float32"))
 
     def prune(self, threshold: float) -> tuple[int, int, bool]:
@@ -125,8 +132,8 @@ class PrunedWeight:
         Returns:
             (nonzero before, nonzero after, whether the floor of one weight was needed).
         """
-        value = ops.convert_to_numpy(self.variable)
-        mask, floored = threshold_mask(value, threshold, ops.convert_to_numpy(self.mask) != 0)
+        value = self.variable.numpy()
+        mask, floored = threshold_mask(value, threshold, self.mask.numpy() != 0)
         self.mask.assign(mask.astype("float32"))
         kept = np.where(mask, value, np.zeros((), value.dtype))  # not w * mask, which would leave -0.0
         self.variable.assign(kept)
@@ -134,12 +141,12 @@ class PrunedWeight:
 
     def remask(self) -> None:
         """Applies the mask once more, after something else has set the weight (EMA, restored weights)."""
-        value = ops.convert_to_numpy(self.variable)
-        mask = ops.convert_to_numpy(self.mask) != 0
+        value = self.variable.numpy()
+        mask = self.mask.numpy() != 0
         if np.any(value[~mask]):
             self.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
 
     def counts(self) -> tuple[int, int]:
         """(entries, entries that are not zero)."""
-        value = ops.convert_to_numpy(self.variable)
+        value = self.variable.numpy()
         return int(value.size), int(np.count_nonzero(value))

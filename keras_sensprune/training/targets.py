@@ -63,7 +63,8 @@ def check_model(model: Any) -> None:
 def owners(model: Any) -> dict[int, Any]:
     """id(variable) -> the layer that owns it directly; nested layers before the layers that contain them."""
     found: dict[int, Any] = {}
-    for layer in [*model._flatten_layers(include_self=False), model]:
+    outer_first = list(model._flatten_layers(include_self=True))  # a layer comes before those inside it
+    for layer in reversed(outer_first):
         for variable in layer._trainable_variables:
             found.setdefault(id(variable), layer)
     return found

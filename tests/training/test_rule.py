@@ -1,0 +1,215 @@
+"""One step of the rule against NumPy: w <- (optimizer's step) - strength * w_old * max(0, 1 - S), then the mask.
+
+The network is y = x W without bias, mean squared error; then dL/dW = 2 x^T (y - t) / (B C) and, with the unspecific
+form, S_ij = (1/C) |mean_b x_bi| for every output j: both are written down here without the library.
+"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer, make_pruning_step
+
+STRENGTH = 0.05
+RNG = np.random.default_rng(0)
+X = RNG.normal(0.4, 1.0, (8, 5)).astype("float32")
+T = RNG.normal(size=(8, 3)).astype("float32")
+# float32 arithmetic in another order: a few units in the last place of numbers of size 1, over 3 steps.
+TOLERANCE = 3e-6
+
+
+def linear_model(optimizer, decoupled=True, strength=STRENGTH, **compile_args):
+    regularizer = SensitivityRegularizer(strength, decoupled=decoupled)
+    keras.utils.set_random_seed(1)
+    layer = keras.layers.Dense(3, use_bias=False, kernel_regularizer=regularizer)
+    model = keras.Sequential([keras.Input((5,)), layer])
+    model.compile(optimizer, "mse", **compile_args)
+    return model
+
+
+def gradient(w):
+    return 2 * X.T @ (X @ w - T) / T.size
+
+
+def shrinkage(w, strength=STRENGTH):
+    sensitivity = np.abs(X.mean(0))[:, None] / 3 * np.ones((1, 3))
+    return strength * w * np.maximum(0, 1 - sensitivity)
+
+
+class NumpySGD:
+    def __init__(self, rate, momentum=0.0):
+        self.rate, self.momentum, self.velocity = rate, momentum, 0.0
+
+    def __call__(self, w, g):
+        self.velocity = self.momentum * self.velocity - self.rate * g
+        return w + self.velocity
+
+
+class NumpyAdam:
+    def __init__(self, rate):
+        self.rate, self.m, self.v, self.t = rate, 0.0, 0.0, 0
+
+    def __call__(self, w, g):
+        self.t += 1
+        self.m = 0.9 * self.m + 0.1 * g
+        self.v = 0.999 * self.v + 0.001 * g * g
+        rate = self.rate * np.sqrt(1 - 0.999**self.t) / (1 - 0.9**self.t)
+        return w - rate * self.m / (np.sqrt(self.v) + 1e-7)
+
+
+OPTIMIZERS = {
+    "sgd": (lambda: keras.optimizers.SGD(0.1), lambda: NumpySGD(0.1)),
+    "momentum": (lambda: keras.optimizers.SGD(0.1, momentum=0.9), lambda: NumpySGD(0.1, 0.9)),
+    "adam": (lambda: keras.optimizers.Adam(0.01), lambda: NumpyAdam(0.01)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("mode", ["graph", "eager", "jit"])
+def test_decoupled_step_is_the_papers_rule_for_any_optimizer(name, mode):
+    keras_optimizer, numpy_optimizer = OPTIMIZERS[name]
+    settings = {"graph": {}, "eager": {"run_eagerly": True}, "jit": {"jit_compile": True}}[mode]
+    model, update = linear_model(keras_optimizer(), **settings), numpy_optimizer()
+    w = model.get_weights()[0].astype("float64")
+    callback = PruneAtEpochEnd(0.0, Sensitivity("unspecific"))
+    model.fit(X, T, batch_size=8, epochs=3, verbose=0, callbacks=[callback])
+    for _ in range(3):
+        w = update(w, gradient(w)) - shrinkage(w)
+    np.testing.assert_allclose(model.get_weights()[0], w, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_coupled_step_puts_the_shrinkage_into_the_gradient(name):
+    keras_optimizer, numpy_optimizer = OPTIMIZERS[name]
+    model, update = linear_model(keras_optimizer(), decoupled=False), numpy_optimizer()
+    w = model.get_weights()[0].astype("float64")
+    model.fit(X, T, batch_size=8, epochs=3, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))])
+    for _ in range(3):
+        w = update(w, gradient(w) + shrinkage(w))
+    np.testing.assert_allclose(model.get_weights()[0], w, atol=TOLERANCE)
+
+
+def test_for_plain_sgd_coupled_is_decoupled_with_strength_over_learning_rate():
+    results = []
+    for decoupled, strength in ((True, STRENGTH), (False, STRENGTH / 0.1)):
+        model = linear_model(keras.optimizers.SGD(0.1), decoupled, strength)
+        model.fit(X, T, batch_size=8, epochs=3, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))])
+        results.append(model.get_weights()[0])
+    np.testing.assert_allclose(*results, atol=TOLERANCE)
+
+
+def test_coupled_loss_contains_the_penalty_and_decoupled_loss_does_not():
+    losses = {}
+    for decoupled in (True, False):
+        model = linear_model(keras.optimizers.SGD(0.0), decoupled)
+        history = model.fit(
+            X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))]
+        ).history
+        losses[decoupled] = history["loss"][0], history["penalty"][0]
+    w = model.get_weights()[0]
+    # learning rate 0: only the decoupled rule changes w, so the coupled model still has the starting weights
+    mse = np.mean((X @ w - T) ** 2)
+    penalty = np.sum(shrinkage(w) * w / 2)
+    np.testing.assert_allclose(losses[True][0], mse, rtol=1e-5)
+    np.testing.assert_allclose(losses[False][0], mse + penalty, rtol=1e-5)
+    assert losses[False][1] == 0.0
+    shrunk = w - shrinkage(w)
+    np.testing.assert_allclose(losses[True][1], np.sum(shrinkage(shrunk) * shrunk / 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "loss"])
+def test_kinds_without_output_terms(kind):
+    model = linear_model(keras.optimizers.SGD(0.1))
+    w = model.get_weights()[0].astype("float64")
+    model.fit(X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity(kind))])
+    sensitivity = np.abs(gradient(w)) if kind == "loss" else np.zeros_like(w)
+    expected = w - 0.1 * gradient(w) - STRENGTH * w * np.maximum(0, 1 - sensitivity)
+    np.testing.assert_allclose(model.get_weights()[0], expected, atol=TOLERANCE)
+
+
+def test_loss_kind_does_not_see_the_penalty_in_the_loss():
+    model = linear_model(keras.optimizers.SGD(0.1), decoupled=False)
+    w = model.get_weights()[0].astype("float64")
+    model.fit(X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("loss"))])
+    factor = np.maximum(0, 1 - np.abs(gradient(w)))
+    expected = w - 0.1 * (gradient(w) + STRENGTH * w * factor)
+    np.testing.assert_allclose(model.get_weights()[0], expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("scale", ["relative", "relevance"])
+def test_scaled_rule_uses_the_running_mean_over_surviving_weights(scale):
+    model = linear_model(keras.optimizers.SGD(0.1))
+    w = model.get_weights()[0].astype("float64")
+    w[0, 0] = 0.0
+    model.set_weights([w.astype("float32")])
+    config = Sensitivity("unspecific", scale=scale, momentum=0.9)
+    model.fit(X, T, batch_size=8, epochs=2, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
+    raw = np.abs(X.mean(0))[:, None] / 3 * np.ones((1, 3))
+    mean, alive = np.zeros_like(w), w != 0
+    for _ in range(2):
+        mean = 0.9 * mean + 0.1 * raw
+        q = mean if scale == "relative" else np.abs(w) * mean
+        scaled = np.minimum(q / (2 * q[alive].mean()), 0.8)
+        w = (w - 0.1 * gradient(w) - STRENGTH * w * (1 - scaled)) * alive
+    np.testing.assert_allclose(model.get_weights()[0], w, atol=TOLERANCE)
+
+
+def test_every_n_steps_the_last_sensitivity_serves():
+    # Two batches with other data each; with every=2 the second step uses the sensitivity of the first batch.
+    model = linear_model(keras.optimizers.SGD(0.0))
+    w = model.get_weights()[0].astype("float64")
+    data = tf.data.Dataset.from_tensor_slices((np.concatenate([X, 3 * X]), np.concatenate([T, T]))).batch(8)
+    model.fit(data, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific", every=2))])
+    np.testing.assert_allclose(model.get_weights()[0], w - shrinkage(w) - shrinkage(w - shrinkage(w)), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_gradient_accumulation_shrinks_once_per_real_update(steps):
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps)
+    model = linear_model(optimizer)
+    w = model.get_weights()[0].astype("float64")
+    model.fit(X, T, batch_size=8, epochs=2 * steps, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))])
+    for _ in range(2):
+        w = w - 0.1 * gradient(w) - shrinkage(w)
+    np.testing.assert_allclose(model.get_weights()[0], w, atol=TOLERANCE)
+
+
+def test_a_loss_scale_skip_shrinks_nothing():
+    model = linear_model(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=3e38))
+    before = model.get_weights()[0]
+    callback = PruneAtEpochEnd(0.0, Sensitivity("unspecific"))
+    model.fit(X, 100 * T, batch_size=8, verbose=0, callbacks=[callback])  # the scaled gradients overflow
+    np.testing.assert_array_equal(model.get_weights()[0], before)
+
+
+def test_custom_loop_step_is_the_function_that_fit_uses():
+    fitted = linear_model(keras.optimizers.SGD(0.1))
+    callback = PruneAtEpochEnd(0.2, Sensitivity("unspecific"))
+    fitted.fit(X, T, batch_size=8, epochs=3, shuffle=False, verbose=0, callbacks=[callback])
+    looped = linear_model(keras.optimizers.SGD(0.1))
+    with make_pruning_step(looped, Sensitivity("unspecific")) as step:
+        compiled = tf.function(step)
+        for _ in range(3):
+            compiled((tf.constant(X), tf.constant(T)))
+            record = step.prune(0.2)
+    np.testing.assert_array_equal(looped.get_weights()[0], fitted.get_weights()[0])
+    assert record.nonzero == np.count_nonzero(fitted.get_weights()[0]) < 15
+    assert "train_step" not in vars(looped)
+
+
+def test_custom_loop_with_the_users_own_step_function():
+    def own_step(data):
+        x, t = data
+        with tf.GradientTape() as tape:
+            loss = keras.ops.mean((model(x, training=True) - t) ** 2)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return {"loss": loss}
+
+    model = linear_model(keras.optimizers.SGD(0.1))
+    w = model.get_weights()[0].astype("float64")
+    with make_pruning_step(model, Sensitivity("unspecific"), train_step=own_step) as step:
+        logs = tf.function(step)((tf.constant(X), tf.constant(T)))
+    np.testing.assert_allclose(logs["loss"], np.mean((X @ w - T) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(model.get_weights()[0], w - 0.1 * gradient(w) - shrinkage(w), atol=TOLERANCE)
