@@ -64,7 +64,9 @@ def run_recipe(recipe: Recipe, data: Dataset, say: Say, dense: DensePhase | None
     model = start.model_copy(recipe)
     steps = -(-len(data.x_train) // recipe.batch_size)
     kind = "auto" if recipe.rule == "sensitivity" else "none"
-    history = _fit(model, recipe, data, recipe.sparse_epochs, recipe.learning_rate, f"sparsify ({recipe.rule})", say, kind)
+    history = _fit(
+        model, recipe, data, recipe.sparse_epochs, recipe.learning_rate, f"sparsify ({recipe.rule})", say, kind
+    )
     epochs = zip(history["val_error"], history["compression"], strict=True)
     add_regularizer(model, SensitivityRegularizer(0.0))  # no more shrinkage; the callback keeps the zeros
     schedule = _cosine(recipe.learning_rate, recipe.fine_epochs * steps)
@@ -243,7 +245,9 @@ def prepare_folder(output: str, overwrite: bool) -> None:
             pass
         os.remove(probe)
     except OSError as error:
-        raise argument_error("output", "a folder that can be written to", output, f"The system says: {error}.") from None
+        raise argument_error(
+            "output", "a folder that can be written to", output, f"The system says: {error}."
+        ) from None
     there = [name for name in OUTPUTS if os.path.exists(os.path.join(output, name))]
     if there and not overwrite:
         raise ArgumentError(

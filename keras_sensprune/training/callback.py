@@ -133,8 +133,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         for label in set(record.kept_by_floor) - self._floored:
             self._floored.add(label)
             warnings.warn(
-                f"All weights of {label!r} are below the threshold {self.threshold:g}; its largest one was kept so that "
-                "the layer is not empty. Lower the threshold or the strength for this layer.",
+                f"All weights of {label!r} are below the threshold {self.threshold:g}; its largest one was kept so "
+                "that the layer is not empty. Lower the threshold or the strength for this layer.",
                 stacklevel=2,
             )
         if self.keep_last_good:

@@ -199,8 +199,8 @@ class PruningSession:
             if tape is not None:
                 outputs: list[Terms] = []
                 if kind != "none":
-                    found = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
-                    outputs = model_terms(self.model, *found, self.sensitivity)
+                    y, y_pred, sample_weight = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
+                    outputs = model_terms(self.model, y, y_pred, sample_weight, self.sensitivity)
                 self._use(tape, outputs)
             loss = self._user_compute_loss(*args, **kwargs)
         self.health.check_loss(loss)
@@ -225,7 +225,9 @@ class PruningSession:
         def fresh() -> list[Any]:
             sensitivities, curvatures = tape.sensitivities(outputs)
             new = [w.refreshed(s) for w, s in zip(self.weights, sensitivities, strict=True)]
-            return new + [ops.cast(c, "float32") for c, kept in zip(curvatures, curved, strict=True) if kept is not None]
+            return new + [
+                ops.cast(c, "float32") for c, kept in zip(curvatures, curved, strict=True) if kept is not None
+            ]
 
         stored = [w.sensitivity for w in self.weights] + [c for c in curved if c is not None]
         if outputs:
@@ -240,8 +242,8 @@ class PruningSession:
 
     def _updates(self) -> Any | None:
         """Count of real updates, where a step need not be one (gradient accumulation, loss scaling)."""
-        optimizer = getattr(self.model, "optimizer", None)
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer: Any = getattr(self.model, "optimizer", None)
+        inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
         if inner is not optimizer or getattr(inner, "gradient_accumulation_steps", None):
             return ops.convert_to_tensor(inner.iterations)
         return None

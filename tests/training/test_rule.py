@@ -169,7 +169,9 @@ def test_gradient_accumulation_shrinks_once_per_real_update(steps):
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps)
     model = linear_model(optimizer)
     w = model.get_weights()[0].astype("float64")
-    model.fit(X, T, batch_size=8, epochs=2 * steps, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))])
+    model.fit(
+        X, T, batch_size=8, epochs=2 * steps, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))]
+    )
     for _ in range(2):
         w = w - 0.1 * gradient(w) - shrinkage(w)
     np.testing.assert_allclose(model.get_weights()[0], w, atol=TOLERANCE)

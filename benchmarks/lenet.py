@@ -1,0 +1,75 @@
+"""LeNet-300-100 and LeNet-5: sensitivity and L2 from the same dense network, one JSON file per run.
+
+    KERAS_SENSPRUNE_DATA=folder python benchmarks/lenet.py --network lenet-300-100 --data mnist --seeds 0 1 2
+
+Runs whose file exists are skipped, so an interrupted series continues where it stopped.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("keras", "tensorflow", "numpy", "keras-sensprune")
+
+
+def write(path: Path, record: dict) -> None:
+    """Writes JSON under a temporary name, then renames."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="lenet-300-100")
+    parser.add_argument("--data", default="digits", help="digits, mnist, or a name for the environment variable's file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rules", nargs="+", default=["sensitivity", "l2"])
+    parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")
+    options = parser.parse_args()
+
+    import tensorflow as tf
+
+    if options.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    from keras_sensprune.datasets import load_dataset
+    from keras_sensprune.pipeline import default_recipe, run_recipe, train_dense
+    from keras_sensprune.records import to_dict
+
+    for seed in options.seeds:
+        files = {rule: RESULTS / f"{options.network}-{options.data}-{rule}-seed{seed}.json" for rule in options.rules}
+        missing = [rule for rule, path in files.items() if not path.exists()]
+        if not missing:
+            continue
+        data = load_dataset(options.data, seed=seed)
+        recipe = dataclasses.replace(default_recipe(options.network, len(data.x_train)), seed=seed)
+        dense = train_dense(recipe, data, print)
+        for rule in missing:
+            started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
+            _, run = run_recipe(dataclasses.replace(recipe, rule=rule), data, print, dense)
+            write(
+                files[rule],
+                {
+                    "command": " ".join(["python", *(os.path.relpath(a) if a == sys.argv[0] else a for a in sys.argv)]),
+                    "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+                    "machine": f"{os.cpu_count()} cores, {platform.machine()}, shared with other work",
+                    "started": started,
+                    "seconds": round(dense.seconds + time.perf_counter() - begun, 1),
+                    "seed": seed,
+                    "data": run.data,
+                    "run": to_dict(run),
+                },
+            )
+            print(f"{files[rule].name}: {run.error:.2f} % at {run.report.compression:.1f}x", flush=True)
+
+
+if __name__ == "__main__":
+    main()
