@@ -10,7 +10,8 @@ import keras
 from keras_sensprune.errors import argument_error, number_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.records import PruneRecord
-from keras_sensprune.training.session import PruningSession, attach, detach
+from keras_sensprune.training.session import attach, detach
+from keras_sensprune.training.step import PruningSession
 from keras_sensprune.training.targets import prunable_weights
 
 

@@ -118,9 +118,9 @@ def add_regularizer(model: Any, regularizer: SensitivityRegularizer, layers: Ite
     Example:
         >>> import keras
         >>> from keras_sensprune import SensitivityRegularizer, add_regularizer
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")], name="net")
         >>> add_regularizer(model, SensitivityRegularizer(1e-4), layers=["head"])
-        ['head/kernel']
+        ['net/head/kernel']
     """
     check_model(model)
     if not isinstance(regularizer, SensitivityRegularizer):

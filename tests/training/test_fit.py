@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer, detach, pruning
 from keras_sensprune.errors import ModelError
-from keras_sensprune.training.session import _SESSION
 from keras_sensprune.training.state import _ACTIVE
+from keras_sensprune.training.step import SESSION
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 12)).astype("float32")
@@ -157,7 +157,7 @@ def fit(model, *callbacks, epochs=3, **settings):
 
 def pristine(model):
     """Whether nothing of the package is left on a model."""
-    hooks = {"train_step", "compute_loss", _SESSION} & set(vars(model))
+    hooks = {"train_step", "compute_loss", SESSION} & set(vars(model))
     active = [v.path for v in regularized(model) if id(v) in _ACTIVE]
     return not hooks and not active and all(v.constraint is None for v in regularized(model))
 
@@ -274,8 +274,8 @@ def test_a_layer_is_never_emptied():
     with pytest.warns(UserWarning, match="are below the threshold 10") as caught:
         fit(model, PruneAtEpochEnd(10.0), epochs=2)
     assert sorted(str(w.message) for w in caught) == sorted(  # once per tensor, not once per epoch
-        f"All weights of {v.path!r} are below the threshold 10; its largest one was kept so that the layer is not empty. "
-        "Lower the threshold or the strength for this layer."
+        f"All weights of {v.path!r} are below the threshold 10; its largest one was kept so that the layer is not "
+        "empty. Lower the threshold or the strength for this layer."
         for v in regularized(model)
     )
     assert [np.count_nonzero(v.numpy()) for v in regularized(model)] == [1, 1]

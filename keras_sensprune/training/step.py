@@ -1,0 +1,297 @@
+"""The pruning rule on one model: what is hooked, what one training step does, how weights are pruned between steps."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_sensprune.errors import ModelError, TrainingError, argument_error, number_argument
+from keras_sensprune.formulas.sensitivity import Sensitivity
+from keras_sensprune.records import PruneRecord
+from keras_sensprune.training.gradients import SensitivityTape, curved_activation, forward_terms, loss_terms
+from keras_sensprune.training.health import StepHealth
+from keras_sensprune.training.outputs import Terms, model_terms
+from keras_sensprune.training.state import PrunedWeight
+from keras_sensprune.training.targets import prunable_weights
+
+SESSION = "_sensprune_session"  # attribute of an attached model; a registry would keep abandoned models alive
+_LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
+_END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
+
+
+class _Step(threading.local):
+    """What one training step of one thread (= replica) has found so far."""
+
+    tape: SensitivityTape | None = None  # set while the user's train step runs under the tape
+    active = False  # whether a training step is running at all
+    probing = False  # whether a custom step is only traced, to see if it computes its loss through compute_loss
+    calls = 0  # how often the loss was computed in this step
+    shrinkages: list[Any] | None = None
+
+
+class PruningSession:
+    """The pruning rule on one model, from `attach` to `detach`.
+
+    A step of it is the user's own `train_step` with three things around it: an outer persistent tape, from which
+    the sensitivities are taken where the loss is computed (so the forward pass is shared); the shrinkage, taken
+    from the weights before the update and subtracted after it; and flags for values that are not finite.
+
+    Args:
+        model: a built and compiled Keras model.
+        sensitivity: the configuration.
+        train_step: replaces the model's own train step, for custom loops.
+    """
+
+    def __init__(self, model: Any, sensitivity: Sensitivity, train_step: Callable[[Any], Any] | None = None):
+        if not isinstance(sensitivity, Sensitivity):
+            raise argument_error("sensitivity", "a Sensitivity", sensitivity, "For example Sensitivity('specific').")
+        self.targets = prunable_weights(model)
+        SensitivityTape(self.targets, sensitivity.reduction)  # refuses what it cannot do, before anything is changed
+        self._model = weakref.ref(model)
+        self.sensitivity = sensitivity
+        self._user_step = train_step or model.train_step
+        self._user_compute_loss = model.compute_loss
+        self._shares_forward: bool | None = self._known_to_share(model)
+        with model.distribute_strategy.scope():
+            self.weights = [
+                PrunedWeight(t, sensitivity.scale, sensitivity.momentum, curved_activation(t) is not None)
+                for t in self.targets
+            ]
+            self.health = StepHealth()
+        self._step = _Step()
+        self._saved: dict[str, Any] = {}
+
+    @property
+    def model(self) -> Any:
+        """The model; it must still exist."""
+        model = self._model()
+        if model is None:
+            raise ModelError("The model of this pruning session has been deleted.")
+        return model
+
+    def _known_to_share(self, model: Any) -> bool | None:
+        """Whether the user's step computes its loss through `compute_loss`: None means that it must be tried."""
+        if self.sensitivity.output_fn is not None:
+            return False
+        stock = getattr(keras.Model, "train_step", None)
+        return True if getattr(self._user_step, "__func__", None) is stock else None
+
+    # Attaching and detaching
+
+    def attach(self) -> None:
+        """Installs the hooks. What they replace is kept, and `detach` puts it back."""
+        names = {"train_step": self.step, "compute_loss": self._compute_loss}
+        self._saved = {name: vars(self.model).get(name) for name in (*names, "train_function")}
+        for name, hook in names.items():
+            object.__setattr__(self.model, name, hook)
+        for weight in self.weights:
+            weight.attach()
+        object.__setattr__(self.model, SESSION, self)
+
+    def retrace(self) -> None:
+        """Makes `fit` compile the hooked step, and detaches when an exception or Ctrl-C passes through it."""
+        self.model.make_train_function(force=True)
+        compiled = self.model.train_function
+
+        def guarded(iterator: Any) -> Any:
+            try:
+                return compiled(iterator)
+            except _END_OF_DATA:
+                raise
+            except BaseException:
+                self.detach()
+                raise
+
+        object.__setattr__(self.model, "train_function", guarded)
+
+    def detach(self) -> None:
+        """Takes the hooks off; the model is as before, apart from its weights. Doing it twice is harmless."""
+        for name, value in self._saved.items():
+            if value is None and name != "train_function":
+                vars(self.model).pop(name, None)
+            else:
+                object.__setattr__(self.model, name, value)
+        self._saved = {}
+        for weight in self.weights:
+            weight.detach()
+        if vars(self.model).get(SESSION) is self:
+            object.__delattr__(self.model, SESSION)
+
+    # One training step
+
+    def step(self, data: Any) -> Any:
+        """The hooked train step: the user's step, then the shrinkage.
+
+        Args:
+            data: one batch, as `train_step` takes it.
+
+        Returns:
+            What the user's step returns.
+        """
+        self.health.begin(data)
+        self._step.active, self._step.calls, self._step.shrinkages = True, 0, None
+        before = self._updates()
+        try:
+            if self._shares(data):
+                with SensitivityTape(self.targets, self.sensitivity.reduction) as tape:
+                    self._step.tape = tape
+                    logs = self._user_step(data)
+            else:
+                self._own_forward(data)
+                logs = self._user_step(data)
+            if self._step.shrinkages is not None:
+                self._shrink(self._step.shrinkages, before)
+        finally:
+            self._step.active, self._step.tape, self._step.shrinkages = False, None, None
+        self.health.end()
+        return logs
+
+    def _shares(self, data: Any) -> bool:
+        """Whether `compute_loss` is called by the user's step; a custom step is traced once, unexecuted, to know."""
+        if self.sensitivity.kind == "none":
+            return True
+        if self._shares_forward is None:
+            self._step.probing = True
+            try:
+                tf.function(self._user_step).get_concrete_function(data)
+                self._shares_forward = self._step.calls > 0
+            except Exception:
+                self._shares_forward = False
+            finally:
+                self._step.probing, self._step.calls = False, 0
+        if not self._shares_forward and self.sensitivity.kind == "loss":
+            raise ModelError(
+                "Sensitivity(kind='loss') needs a train_step that calls `self.compute_loss(...)`. "
+                "Call it there, or use another kind."
+            )
+        return self._shares_forward
+
+    def _own_forward(self, data: Any) -> None:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with SensitivityTape(self.targets, self.sensitivity.reduction) as tape:
+            outputs = forward_terms(self.model, x, y, sample_weight, self.sensitivity)
+        self._use(tape, outputs)
+
+    def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for `model.compute_loss`; outside of a training step it only passes the call on."""
+        if not self._step.active:
+            return self._user_compute_loss(*args, **kwargs)
+        self._step.calls += 1
+        if self._step.probing:
+            return self._user_compute_loss(*args, **kwargs)
+        tape, kind = self._step.tape, self.sensitivity.kind
+        if kind == "loss" and tape is not None:
+            with self._silent():
+                loss = self._user_compute_loss(*args, **kwargs)
+            self._use(tape, [loss_terms(loss)])
+            coupled = [w.coupled_penalty() for w in self.weights if not w.regularizer.decoupled]
+            loss = loss + sum(coupled) / self.model.distribute_strategy.num_replicas_in_sync if coupled else loss
+        else:
+            given = dict(zip(_LOSS_ARGUMENTS, args, strict=False)) | kwargs
+            if tape is not None:
+                outputs: list[Terms] = []
+                if kind != "none":
+                    y, y_pred, sample_weight = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
+                    outputs = model_terms(self.model, y, y_pred, sample_weight, self.sensitivity)
+                self._use(tape, outputs)
+            loss = self._user_compute_loss(*args, **kwargs)
+        self.health.check_loss(loss)
+        return loss
+
+    @contextlib.contextmanager
+    def _silent(self) -> Iterator[None]:
+        for weight in self.weights:
+            weight.silent = True
+        try:
+            yield
+        finally:
+            for weight in self.weights:
+                weight.silent = False
+
+    def _use(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
+        """Stores the sensitivities of this batch and takes the shrinkage d = strength * w * S_b from them."""
+        for output in outputs:
+            self.health.check_labels(output.bad_labels)
+        curved = [w.curvature for w in self.weights]
+
+        def fresh() -> list[Any]:
+            sensitivities, curvatures = tape.sensitivities(outputs)
+            new = [w.refreshed(s) for w, s in zip(self.weights, sensitivities, strict=True)]
+            return new + [
+                ops.cast(c, "float32") for c, kept in zip(curvatures, curved, strict=True) if kept is not None
+            ]
+
+        stored = [w.sensitivity for w in self.weights] + [c for c in curved if c is not None]
+        if outputs:
+            if self.sensitivity.every == 1:
+                values = fresh()
+            else:
+                due = ops.equal(self.health.step % self.sensitivity.every, 0)
+                values = tf.cond(due, fresh, lambda: [ops.convert_to_tensor(v) for v in stored])
+            for variable, value in zip(stored, values, strict=True):
+                variable.assign(value)
+        self._step.shrinkages = [w.shrinkage() if w.regularizer.decoupled else None for w in self.weights]
+
+    def _updates(self) -> Any | None:
+        """Count of real updates, where a step need not be one (gradient accumulation, loss scaling)."""
+        optimizer: Any = getattr(self.model, "optimizer", None)
+        inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
+        if inner is not optimizer or getattr(inner, "gradient_accumulation_steps", None):
+            return ops.convert_to_tensor(inner.iterations)
+        return None
+
+    def _shrink(self, shrinkages: list[Any], before: Any | None) -> None:
+        """w <- w - d, only where the optimizer has really updated."""
+        after = self._updates()
+        real = None if before is None or after is None else ops.not_equal(before, after)
+        chosen = [(w, d) for w, d in zip(self.weights, shrinkages, strict=True) if d is not None]
+        values = [d if real is None else ops.where(real, d, ops.zeros_like(d)) for _, d in chosen]
+
+        def subtract(_: Any, *values: Any) -> None:
+            for (weight, _d), value in zip(chosen, values, strict=True):
+                weight.variable.value.assign_sub(value)
+                weight.keep_constraint()
+
+        strategy = self.model.distribute_strategy
+        tf.__internal__.distribute.interim.maybe_merge_call(subtract, strategy, *values)
+
+    # Between the steps
+
+    def prune(self, threshold: float, epoch: int = -1) -> PruneRecord:
+        """Sets every prunable |w| < threshold to zero, where it stays until `detach`.
+
+        Args:
+            threshold: T >= 0.
+            epoch: for the record.
+
+        Returns:
+            What was done. A tensor that would be emptied keeps its largest weight (the floor).
+        """
+        threshold = number_argument("threshold", threshold, "a finite number of at least 0")
+        results = [weight.prune(threshold) for weight in self.weights]
+        return PruneRecord(
+            epoch=epoch,
+            threshold=threshold,
+            total=sum(weight.counts()[0] for weight in self.weights),
+            nonzero_before=sum(before for before, _, _ in results),
+            nonzero=sum(after for _, after, _ in results),
+            penalty=sum(w.penalty() for w in self.weights if w.regularizer.decoupled),
+            kept_by_floor=tuple(w.label for w, r in zip(self.weights, results, strict=True) if r[2]),
+        )
+
+    def raise_if_unhealthy(self) -> None:
+        """Reads the flags that the steps have set.
+
+        Raises:
+            TrainingError: naming the first bad step and its cause.
+        """
+        problem = self.health.problem()
+        if problem:
+            raise TrainingError(problem)
