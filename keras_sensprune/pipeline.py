@@ -31,13 +31,13 @@ Say = Callable[[str], None]
 # Chosen on validation data; benchmarks/results has the runs. Digits: 3,500 training images, so steps are few and
 # the strength per step is larger.
 RECIPES: dict[tuple[str, str], Recipe] = {
-    ("lenet-300-100", "digits"): Recipe(dense_epochs=30, sparse_epochs=60, fine_epochs=30, strength=2e-3),
+    ("lenet-300-100", "digits"): Recipe(dense_epochs=30, sparse_epochs=50, fine_epochs=30, strength=5e-4),
     ("lenet-300-100", "mnist"): Recipe(),
     ("lenet-5", "digits"): Recipe(
         network="lenet-5", dense_epochs=20, sparse_epochs=30, fine_epochs=15, learning_rate=0.05, strength=2e-3
     ),
     ("lenet-5", "mnist"): Recipe(
-        network="lenet-5", dense_epochs=15, sparse_epochs=25, fine_epochs=15, learning_rate=0.05, strength=5e-4
+        network="lenet-5", dense_epochs=15, sparse_epochs=12, fine_epochs=16, strength=4e-4, threshold=0.04
     ),
 }
 OUTPUTS = ("model.keras", "model.tflite", "report.json", "report.png", "pixels.png")
