@@ -215,3 +215,28 @@ def test_custom_loop_with_the_users_own_step_function():
         logs = tf.function(step)((tf.constant(X), tf.constant(T)))
     np.testing.assert_allclose(logs["loss"], np.mean((X @ w - T) ** 2), rtol=1e-5)
     np.testing.assert_allclose(model.get_weights()[0], w - 0.1 * gradient(w) - shrinkage(w), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager", "jit"])
+def test_order_two_changes_the_value_in_the_loss_and_not_the_update(mode):
+    settings = {"graph": {}, "eager": {"run_eagerly": True}, "jit": {"jit_compile": True}}[mode]
+    results = {}
+    for order in (1, 2):
+        keras.utils.set_random_seed(1)
+        r = SensitivityRegularizer(STRENGTH, decoupled=False, order=order)
+        layers = [keras.layers.Dense(4, "tanh", use_bias=False, kernel_regularizer=r), keras.layers.Dense(3)]
+        model = keras.Sequential([keras.Input((5,)), *layers])
+        model.compile(keras.optimizers.SGD(0.1), "mse", **settings)
+        w, v = (model.get_weights()[i].astype("float64") for i in (0, 1))
+        history = model.fit(X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))])
+        results[order] = history.history["loss"][0], model.get_weights()[0]
+    t = np.tanh(X @ w)
+    first = np.einsum("bi,bj,jk->kij", X, 1 - t**2, v) / len(X)
+    second = np.einsum("bi,bj,jk->kij", X**2, -2 * t * (1 - t**2), v) / len(X)
+    s, d = np.abs(first).mean(0), (np.sign(first) * second).mean(0)
+    mse = np.mean((t @ v - T) ** 2)
+    values = {1: w**2 / 2 * np.maximum(0, 1 - s), 2: w**2 / 2 * np.clip(1 - s + w * d / 3, 0, 1) * (s < 1)}
+    for order, value in values.items():
+        np.testing.assert_allclose(results[order][0], mse + STRENGTH * value.sum(), rtol=1e-5)
+    assert abs(values[1].sum() - values[2].sum()) > 1e-3
+    np.testing.assert_array_equal(results[1][1], results[2][1])
