@@ -198,6 +198,7 @@ class Recipe:
         learning_rate: of SGD; constant while sparsifying, falling along a half cosine in the other two phases.
         strength: of the shrinkage, per step.
         threshold: on |w|, after every epoch of the second phase.
+        label_smoothing: of the loss, in all three phases.
         seed: of weights, shuffling and data split.
     """
 
@@ -210,6 +211,7 @@ class Recipe:
     learning_rate: float = 0.1
     strength: float = 2e-4
     threshold: float = 0.05
+    label_smoothing: float = 0.0
     seed: int = 0
 
 
