@@ -139,8 +139,8 @@ def test_specific_without_targets_is_an_error():
     with pytest.raises(ModelError) as caught:
         model.fit(x, verbose=0, callbacks=[PruneAtEpochEnd(0.01, Sensitivity("specific"))])
     assert str(caught.value) == (
-        f"Sensitivity(kind='specific') needs targets, but model {model.name!r} has no compiled loss that takes them, or "
-        "no `y` was given. Use kind='unspecific'."
+        f"Sensitivity(kind='specific') needs targets, but model {model.name!r} has no compiled loss that takes them, "
+        "or no `y` was given. Use kind='unspecific'."
     )
     history = model.fit(x, verbose=0, callbacks=[PruneAtEpochEnd(0.5)]).history
     assert history["sparsity"][0] > 0
