@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,7 +53,7 @@ class PruningSession:
             raise argument_error("sensitivity", "a Sensitivity", sensitivity, "For example Sensitivity('specific').")
         self.targets = prunable_weights(model)
         SensitivityTape(self.targets, sensitivity.reduction)  # refuses what it cannot do, before anything is changed
-        self._model = weakref.ref(model)
+        self.model = model
         self.sensitivity = sensitivity
         self._user_step = train_step or model.train_step
         self._user_compute_loss = model.compute_loss
@@ -67,14 +66,6 @@ class PruningSession:
             self.health = StepHealth()
         self._step = _Step()
         self._saved: dict[str, Any] = {}
-
-    @property
-    def model(self) -> Any:
-        """The model; it must still exist."""
-        model = self._model()
-        if model is None:
-            raise ModelError("The model of this pruning session has been deleted.")
-        return model
 
     def _known_to_share(self, model: Any) -> bool | None:
         """Whether the user's step computes its loss through `compute_loss`: None means that it must be tried."""
@@ -139,7 +130,10 @@ class PruningSession:
         self._step.active, self._step.calls, self._step.shrinkages = True, 0, None
         before = self._updates()
         try:
-            if self._shares(data):
+            if self.sensitivity.kind == "none":
+                self._take_shrinkages()
+                logs = self._user_step(data)
+            elif self._shares(data):
                 with SensitivityTape(self.targets, self.sensitivity.reduction) as tape:
                     self._step.tape = tape
                     logs = self._user_step(data)
@@ -155,8 +149,6 @@ class PruningSession:
 
     def _shares(self, data: Any) -> bool:
         """Whether `compute_loss` is called by the user's step; a custom step is traced once, unexecuted, to know."""
-        if self.sensitivity.kind == "none":
-            return True
         if self._shares_forward is None:
             self._step.probing = True
             try:
@@ -196,11 +188,8 @@ class PruningSession:
         else:
             given = dict(zip(_LOSS_ARGUMENTS, args, strict=False)) | kwargs
             if tape is not None:
-                outputs: list[Terms] = []
-                if kind != "none":
-                    y, y_pred, sample_weight = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
-                    outputs = model_terms(self.model, y, y_pred, sample_weight, self.sensitivity)
-                self._use(tape, outputs)
+                y, y_pred, sample_weight = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
+                self._use(tape, model_terms(self.model, y, y_pred, sample_weight, self.sensitivity))
             loss = self._user_compute_loss(*args, **kwargs)
         self.health.check_loss(loss)
         return loss
@@ -216,7 +205,7 @@ class PruningSession:
                 weight.silent = False
 
     def _use(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
-        """Stores the sensitivities of this batch and takes the shrinkage d = strength * w * S_b from them."""
+        """Stores the sensitivities of this batch and takes the shrinkages from them."""
         for output in outputs:
             self.health.check_labels(output.bad_labels)
         curved = [w.curvature for w in self.weights]
@@ -229,14 +218,17 @@ class PruningSession:
             ]
 
         stored = [w.sensitivity for w in self.weights] + [c for c in curved if c is not None]
-        if outputs:
-            if self.sensitivity.every == 1:
-                values = fresh()
-            else:
-                due = ops.equal(self.health.step % self.sensitivity.every, 0)
-                values = tf.cond(due, fresh, lambda: [ops.convert_to_tensor(v) for v in stored])
-            for variable, value in zip(stored, values, strict=True):
-                variable.assign(value)
+        if self.sensitivity.every == 1:
+            values = fresh()
+        else:
+            due = ops.equal(self.health.step % self.sensitivity.every, 0)
+            values = tf.cond(due, fresh, lambda: [ops.convert_to_tensor(v) for v in stored])
+        for variable, value in zip(stored, values, strict=True):
+            variable.assign(value)
+        self._take_shrinkages()
+
+    def _take_shrinkages(self) -> None:
+        """d = strength * w * S_b of the decoupled weights, with the weights as they are before the update."""
         self._step.shrinkages = [w.shrinkage() if w.regularizer.decoupled else None for w in self.weights]
 
     def _updates(self) -> Any | None:

@@ -432,6 +432,16 @@ def test_output_fn_serves_where_logits_are_hidden():
         fit(build(True)[0], PruneAtEpochEnd(0.05))
 
 
+@pytest.mark.parametrize("name", ["own train_step", "foreign train_step"])
+def test_the_control_shrinks_whatever_the_step_does_with_its_loss(name):
+    with_decay, without = compiled(MODELS[name]), compiled(MODELS[name], 0.0)
+    for model in (with_decay, without):
+        fit(model, PruneAtEpochEnd(0.0, Sensitivity("none")), epochs=1)
+    norms = [sum(float(np.sum(v.numpy() ** 2)) for v in regularized(model)) for model in (with_decay, without)]
+    # 4 steps of w <- 0.99 w: the squared norm falls by about 0.99^8 = 0.92
+    assert norms[0] == pytest.approx(0.99**8 * norms[1], rel=0.03)
+
+
 def test_loss_kind_with_a_step_that_hides_its_loss_is_refused():
     model = compiled(with_step(ForeignStep))
     with pytest.raises(ModelError) as caught:
