@@ -29,7 +29,7 @@ def write(path: Path, record: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="lenet-300-100")
-    parser.add_argument("--data", default="digits", help="digits, mnist, or a name for the environment variable's file")
+    parser.add_argument("--data", default="digits", choices=["digits", "mnist"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rules", nargs="+", default=["sensitivity", "l2"])
     parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")

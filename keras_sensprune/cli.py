@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sensprune: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("sensprune: interrupted; nothing that existed was changed", file=sys.stderr)
+        print("sensprune: interrupted; no half-written file is left", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -48,7 +48,8 @@ def load_dataset(source: str | os.PathLike[str], *, validation: int | None = Non
             needed; 100 of each class, always the same ones, are the test examples. "mnist": all of MNIST, from the
             file or folder that the environment variable KERAS_SENSPRUNE_DATA names, else through Keras, which
             downloads it once. Otherwise the path of an .npz file, see `read_npz`.
-        validation: number of training examples set aside. None means 500 for "digits" and 5,000 otherwise.
+        validation: number of training examples set aside. None means 500 for "digits", else 5,000, but
+            never more than a tenth.
             "digits" draws as many of each class as can be; otherwise it is the last ones of the training examples.
         seed: what "digits" draws validation examples and the order of training examples with.
 
@@ -74,7 +75,7 @@ def load_dataset(source: str | os.PathLike[str], *, validation: int | None = Non
     else:
         raise argument_error("source", "'digits', 'mnist' or the path of an .npz file", source)
     x, y, x_test, y_test = (arrays[key] for key in _KEYS)
-    kept = len(x) - _checked_validation(5000 if validation is None else validation, len(x))
+    kept = len(x) - _checked_validation(min(5000, len(x) // 10) if validation is None else validation, len(x))
     return Dataset(name, x[:kept], y[:kept], x[kept:], y[kept:], x_test, y_test)
 
 

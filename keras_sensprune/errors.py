@@ -71,7 +71,7 @@ def number_argument(name: str, value: object, allowed: str, low: float = 0.0) ->
     """
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise argument_error(name, allowed, value) from None
     finite = number == number and abs(number) != float("inf")
     if isinstance(value, (bool, str)) or not finite or number < low:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from keras_sensprune.formulas.counting import magnitude_histogram
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.networks import build_network
 from keras_sensprune.records import HISTOGRAM_EDGES, DemoRecord, Recipe, RunRecord, to_json
-from keras_sensprune.reports.plot import plot_input_pixels, plot_report
+from keras_sensprune.reports.plot import check_matplotlib, plot_input_pixels, plot_report
 from keras_sensprune.reports.summary import demo_text
 from keras_sensprune.reports.table import report_text
 from keras_sensprune.training.callback import PruneAtEpochEnd
@@ -30,13 +31,30 @@ Say = Callable[[str], None]
 
 # Chosen on validation data; docs/results.md says how. Digits: 3,500 training images, so steps are few and the
 # strength per step is larger.
-_LENET_300 = Recipe(dense_epochs=20, sparse_epochs=50, fine_epochs=25, strength=1.5e-4, label_smoothing=0.1)
-_LENET_5 = Recipe("lenet-5", dense_epochs=10, sparse_epochs=12, fine_epochs=12, threshold=0.04, label_smoothing=0.1)
+_LENET_300 = Recipe(
+    dense_epochs=20,
+    sparse_epochs=40,
+    fine_epochs=20,
+    learning_rate=0.4,
+    strength=2.5e-4,
+    threshold=0.06,
+    label_smoothing=0.1,
+)
+_LENET_5 = Recipe(
+    "lenet-5",
+    dense_epochs=8,
+    sparse_epochs=10,
+    fine_epochs=10,
+    learning_rate=0.2,
+    strength=3e-4,
+    threshold=0.04,
+    label_smoothing=0.1,
+)
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("lenet-300-100", "mnist"): _LENET_300,
-    ("lenet-300-100", "digits"): dataclasses.replace(_LENET_300, dense_epochs=30, fine_epochs=30, strength=5e-4),
-    ("lenet-5", "mnist"): dataclasses.replace(_LENET_5, strength=3e-4),
-    ("lenet-5", "digits"): dataclasses.replace(_LENET_5, sparse_epochs=30, strength=2e-3),
+    ("lenet-300-100", "digits"): dataclasses.replace(_LENET_300, dense_epochs=40, strength=5e-4, fine_epochs=30),
+    ("lenet-5", "mnist"): _LENET_5,
+    ("lenet-5", "digits"): dataclasses.replace(_LENET_5, dense_epochs=20, sparse_epochs=30, strength=2e-3),
 }
 OUTPUTS = ("model.keras", "model.tflite", "report.json", "report.png", "pixels.png")
 
@@ -58,7 +76,10 @@ def run_recipe(recipe: Recipe, data: Dataset, say: Say, dense: DensePhase | None
     Returns:
         The Keras model and the record.
     """
+    import keras
+
     start = dense or train_dense(recipe, data, say)
+    keras.utils.set_random_seed(recipe.seed)  # both rules see the same batches, whichever runs first
     model = start.model_copy(recipe)
     steps = -(-len(data.x_train) // recipe.batch_size)
     kind = "auto" if recipe.rule == "sensitivity" else "none"
@@ -201,7 +222,7 @@ def demo(
     Args:
         network: `"lenet-300-100"` or `"lenet-5"`.
         source: `"digits"`, `"mnist"` or the path of an .npz file with Keras's MNIST keys.
-        output: folder for the results; it is made if its parent exists.
+        output: folder for the results; it is made if it does not exist.
         seed: of everything random.
         quick: one epoch per phase, to see that everything works.
         overwrite: whether results that exist may be replaced.
@@ -211,8 +232,12 @@ def demo(
         The record that was written to `report.json`.
 
     Raises:
-        ArgumentError, DataError, MissingPackageError, ExportError: before anything is overwritten.
+        ArgumentError, DataError, MissingPackageError: before any training.
+        ExportError: if the exported file cannot be made or does not agree. Results appear in the folder only when
+            all of them are finished, so nothing is overwritten before.
     """
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise argument_error("seed", "an integer from 0 to 4294967295", seed)
     prepare_folder(output, overwrite)
     data = load_dataset(source, seed=seed)
     recipe = dataclasses.replace(default_recipe(network, len(data.x_train)), seed=seed)
@@ -221,17 +246,33 @@ def demo(
     dense = train_dense(recipe, data, say)
     model, run = run_recipe(recipe, data, say, dense)
     _, control = run_recipe(dataclasses.replace(recipe, rule="l2"), data, say, dense)
-    place = {name: os.path.join(output, name) for name in OUTPUTS}
-    _write(place["model.keras"], lambda path: model.save(path))
-    export = export_tflite(model, place["model.tflite"], data=data.x_test[:256], overwrite=overwrite)
-    record = DemoRecord(run, control, export)
-    _write(place["report.json"], lambda path: _write_text(path, to_json(record)))
-    plot_report(run.report, place["report.png"], overwrite=overwrite)
-    if run.pixels:
-        plot_input_pixels(run.pixels, place["pixels.png"], overwrite=overwrite)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
+        place = {name: os.path.join(folder, name) for name in OUTPUTS}
+        model.save(place["model.keras"])
+        export = export_tflite(model, place["model.tflite"], data=data.x_test[:256])
+        export = dataclasses.replace(export, path=os.path.join(output, "model.tflite"))
+        record = DemoRecord(run, control, export)
+        with open(place["report.json"], "w", encoding="utf-8") as file:
+            file.write(to_json(record) + "\n")
+        plot_report(run.report, place["report.png"])
+        if run.pixels:
+            plot_input_pixels(run.pixels, place["pixels.png"])
+        written = _publish(folder, output)
     say("\n" + report_text(run.report) + "\n\n" + demo_text(record))
-    say(f"\nWritten to {output}: " + ", ".join(name for name, path in place.items() if os.path.exists(path)))
+    say(f"\nWritten to {output}: {', '.join(written)}")
     return record
+
+
+def _publish(folder: str, output: str) -> list[str]:
+    """Moves finished results into the output folder; a result of an earlier run that this one lacks is removed."""
+    written = [name for name in OUTPUTS if os.path.exists(os.path.join(folder, name))]
+    for name in OUTPUTS:
+        target = os.path.join(output, name)
+        if name in written:
+            os.replace(os.path.join(folder, name), target)
+        elif os.path.exists(target):
+            os.remove(target)
+    return written
 
 
 def prepare_folder(output: str, overwrite: bool) -> None:
@@ -239,7 +280,9 @@ def prepare_folder(output: str, overwrite: bool) -> None:
 
     Raises:
         ArgumentError: if it cannot be made or written to, or holds results that may not be replaced.
+        MissingPackageError: if the pictures could not be drawn.
     """
+    check_matplotlib()
     try:
         os.makedirs(output, exist_ok=True)
         probe = os.path.join(output, f".write-test-{os.getpid()}")
@@ -255,20 +298,3 @@ def prepare_folder(output: str, overwrite: bool) -> None:
         raise ArgumentError(
             f"Folder {output!r} already holds {', '.join(there)}. Choose another `--output`, or pass `--overwrite`."
         )
-
-
-def _write(path: str, save: Callable[[str], Any]) -> None:
-    """Writes under a temporary name that keeps the file's ending, then renames."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{os.getpid()}-{name}")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def _write_text(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text + "\n")

@@ -121,7 +121,7 @@ def test_ctrl_c_and_errors_give_their_exit_codes(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(pipeline, "demo", interrupted)
     assert main(["demo"]) == 130
-    assert capsys.readouterr().err == "sensprune: interrupted; nothing that existed was changed\n"
+    assert capsys.readouterr().err == "sensprune: interrupted; no half-written file is left\n"
     monkeypatch.undo()
     missing = tmp_path / "no.npz"
     assert main(["demo", "--data", str(missing), "--output", str(tmp_path / "out")]) == 1

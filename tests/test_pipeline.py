@@ -81,18 +81,36 @@ def test_an_interrupted_run_leaves_no_half_written_file(tmp_path, monkeypatch, c
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "report.json"
-    path.write_text("old")
+def test_a_failed_write_leaves_the_old_results(quick, monkeypatch):
+    folder, _, _ = quick
+    before = {name: (folder / name).read_bytes() for name in pipeline.OUTPUTS}
 
-    def failing(temporary):
-        Path(temporary).write_text("half")
+    def failing(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(pipeline, "plot_report", failing)
     with pytest.raises(OSError, match="No space left"):
-        pipeline._write(str(path), failing)
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["report.json"]
+        pipeline.demo("lenet-300-100", "digits", str(folder), quick=True, overwrite=True, say=print)
+    assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before
+
+
+def test_a_picture_of_an_earlier_run_does_not_stay(tmp_path):
+    finished, output = tmp_path / "finished", tmp_path / "output"
+    finished.mkdir()
+    output.mkdir()
+    (finished / "report.json").write_text("new")
+    (output / "report.json").write_text("old")
+    (output / "pixels.png").write_text("old")
+    (output / "notes.txt").write_text("the user's own")
+    assert pipeline._publish(str(finished), str(output)) == ["report.json"]
+    assert sorted(os.listdir(output)) == ["notes.txt", "report.json"]
+    assert (output / "report.json").read_text() == "new"
+
+
+def test_a_wrong_seed_is_refused():
+    with pytest.raises(ArgumentError) as caught:
+        pipeline.demo("lenet-300-100", "digits", "unused", seed=-1, say=print)
+    assert str(caught.value) == "Argument `seed` must be an integer from 0 to 4294967295. Received: -1."
 
 
 @pytest.mark.parametrize(("name", "weights"), [("lenet-300-100", 266_200), ("lenet-5", 430_500)])

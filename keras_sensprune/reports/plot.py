@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import tempfile
@@ -164,11 +165,22 @@ def _shortened(path: str) -> str:
     return path if len(path) <= 28 else path[:11] + "..." + path[-14:]
 
 
-def _figure(width: float, height: float) -> Any:
+def check_matplotlib() -> None:
+    """Refuses early what could not be drawn later.
+
+    Raises:
+        MissingPackageError: if Matplotlib is not installed; with the line that installs it.
+    """
     try:
-        from matplotlib.figure import Figure
+        importlib.import_module("matplotlib.figure")
     except ImportError:
         raise MissingPackageError('Plots need Matplotlib: pip install "keras-sensprune[demo]"') from None
+
+
+def _figure(width: float, height: float) -> Any:
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 

@@ -33,7 +33,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             training meets a value that is not finite.
 
     Returns:
-        A Keras callback. Its attribute `records` holds one `PruneRecord` per pruning of the last `fit`.
+        A Keras callback. Its attribute `records` holds one `PruneRecord` per epoch of the last `fit`, with threshold 0
+        where no pruning was due.
 
     Raises:
         ArgumentError: if an argument is not allowed.

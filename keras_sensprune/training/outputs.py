@@ -22,9 +22,14 @@ _TASKS = {
     "binary_crossentropy": "multilabel",
     "binary_focal_crossentropy": "multilabel",
     "ctc": "regression",  # its integers are no class number per position
+    **dict.fromkeys(
+        ("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error", "huber", "log_cosh"),
+        "regression",
+    ),
+    **dict.fromkeys(("mean_squared_logarithmic_error", "poisson", "cosine_similarity"), "regression"),
 }
 # Those of them that take probabilities unless `from_logits=True`.
-_OF_PROBABILITIES = frozenset(_TASKS) - {"categorical_hinge", "ctc"}
+_OF_PROBABILITIES = frozenset(name for name, task in _TASKS.items() if task != "regression") - {"categorical_hinge"}
 
 
 class Terms(NamedTuple):
@@ -216,9 +221,15 @@ def _flat_targets(task: str, target: Any, flat: Any) -> Any:
 
 
 def _class_numbers(loss: Any, target: Any, flat: Any, classes: int) -> tuple[Any, Any, Any]:
-    """Flat class numbers, the positions that `ignore_class` leaves in (or None), and whether one is out of range."""
+    """Flat class numbers, the positions that count (None for all), and whether one is out of range (None: no matter).
+
+    A loss that Keras does not know may give numbers out of range a meaning of its own (say, -100 for "no label"): such
+    positions are left out and not called bad.
+    """
     numbers = ops.cast(ops.reshape(target, (-1,)), "int32")
     wrong = ops.logical_or(numbers < 0, numbers >= classes)
+    if _loss_name(loss) not in _TASKS:
+        return numbers, ops.logical_not(wrong), None
     ignored = getattr(loss, "ignore_class", None)
     if ignored is None:
         return numbers, None, ops.any(wrong)

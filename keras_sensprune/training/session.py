@@ -18,7 +18,7 @@ def attach(model: Any, sensitivity: Sensitivity) -> PruningSession:
     """Attaches a new session to a model's `train_step`, for `fit`."""
     detach(model)
     session = PruningSession(model, sensitivity)
-    session.attach()
+    session.attach(in_fit=True)
     session.retrace()
     return session
 
@@ -91,7 +91,7 @@ class PruningStep:
     def __init__(self, session: PruningSession):
         self._session = session
         detach(session.model)
-        session.attach()
+        session.attach(in_fit=False)
         for weight in session.weights:
             weight.take_zeros()
 

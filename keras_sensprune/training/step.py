@@ -76,14 +76,21 @@ class PruningSession:
 
     # Attaching and detaching
 
-    def attach(self) -> None:
-        """Installs the hooks. What they replace is kept, and `detach` puts it back."""
+    def attach(self, in_fit: bool) -> None:
+        """Installs the hooks. What they replace is kept, and `detach` puts it back.
+
+        Args:
+            in_fit: whether `model.train_step` is hooked too; a custom loop calls `step` itself.
+        """
         names = {"train_step": self.step, "compute_loss": self._compute_loss}
+        if not in_fit:
+            del names["train_step"]
         self._saved = {name: vars(self.model).get(name) for name in (*names, "train_function")}
         for name, hook in names.items():
             object.__setattr__(self.model, name, hook)
         for weight in self.weights:
             weight.attach()
+        self._forget_test_function()
         object.__setattr__(self.model, SESSION, self)
 
     def retrace(self) -> None:
@@ -112,8 +119,14 @@ class PruningSession:
         self._saved = {}
         for weight in self.weights:
             weight.detach()
+        self._forget_test_function()
         if vars(self.model).get(SESSION) is self:
             object.__delattr__(self.model, SESSION)
+
+    def _forget_test_function(self) -> None:
+        """A compiled evaluation holds the coupled penalty as it was when it was traced."""
+        if any(not weight.regularizer.decoupled for weight in self.weights):
+            object.__setattr__(self.model, "test_function", None)
 
     # One training step
 
@@ -153,10 +166,10 @@ class PruningSession:
             self._step.probing = True
             try:
                 tf.function(self._user_step).get_concrete_function(data)
-                self._shares_forward = self._step.calls > 0
-            except Exception:
-                self._shares_forward = False
+            except Exception:  # what comes after the loss (an update under several replicas) need not be traceable
+                pass
             finally:
+                self._shares_forward = self._step.calls > 0
                 self._step.probing, self._step.calls = False, 0
         if not self._shares_forward and self.sensitivity.kind == "loss":
             raise ModelError(
@@ -182,9 +195,10 @@ class PruningSession:
         if kind == "loss" and tape is not None:
             with self._silent():
                 loss = self._user_compute_loss(*args, **kwargs)
-            self._use(tape, [loss_terms(loss)])
+            replicas = self.model.distribute_strategy.num_replicas_in_sync  # Keras has divided the loss by it
+            self._use(tape, [loss_terms(loss * replicas)])
             coupled = [w.coupled_penalty() for w in self.weights if not w.regularizer.decoupled]
-            loss = loss + sum(coupled) / self.model.distribute_strategy.num_replicas_in_sync if coupled else loss
+            loss = loss + sum(coupled) / replicas if coupled else loss
         else:
             given = dict(zip(_LOSS_ARGUMENTS, args, strict=False)) | kwargs
             if tape is not None:
@@ -222,7 +236,11 @@ class PruningSession:
             values = fresh()
         else:
             due = ops.equal(self.health.step % self.sensitivity.every, 0)
-            values = tf.cond(due, fresh, lambda: [ops.convert_to_tensor(v) for v in stored])
+            kept = [ops.convert_to_tensor(v) for v in stored]
+            if self.model.distribute_strategy.num_replicas_in_sync == 1:
+                values = tf.cond(due, fresh, lambda: kept)
+            else:  # replicas cannot talk to each other inside a condition
+                values = [ops.where(due, new, old) for new, old in zip(fresh(), kept, strict=True)]
         for variable, value in zip(stored, values, strict=True):
             variable.assign(value)
         self._take_shrinkages()

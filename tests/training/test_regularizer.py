@@ -75,6 +75,18 @@ def test_the_penalty_is_a_valid_scalar_before_any_training():
     assert float(SensitivityRegularizer(0.1, decoupled=False)(variable)) == pytest.approx(1.8)
 
 
+def test_coupled_value_in_evaluate_is_never_that_of_an_older_state():
+    model = model_with(SensitivityRegularizer(0.1, decoupled=False), keras.optimizers.SGD(0.0))
+    w = model.get_weights()[0]
+    plain = float(np.mean((X @ w) ** 2) + 0.1 * np.sum(w**2) / 2)
+    assert model.evaluate(X, Y, verbose=0) == pytest.approx(plain, rel=1e-5)
+    for _ in range(2):
+        history = model.fit(X, Y, validation_data=(X, Y), verbose=0, callbacks=[PruneAtEpochEnd(0.0)]).history
+        np.testing.assert_allclose(history["loss"], history["val_loss"], rtol=1e-5)
+        assert history["loss"][0] < plain
+    assert model.evaluate(X, Y, verbose=0) == pytest.approx(plain, rel=1e-5)
+
+
 @pytest.mark.parametrize("jit", [False, True])
 def test_coupled_value_in_evaluate_uses_the_last_sensitivity(jit):
     model = model_with(SensitivityRegularizer(0.1, decoupled=False), keras.optimizers.SGD(0.0))

@@ -200,6 +200,17 @@ def test_custom_loop_step_is_the_function_that_fit_uses():
     assert "train_step" not in vars(looped)
 
 
+def test_a_custom_loop_may_wrap_the_models_own_step():
+    results = []
+    for wrapped in (False, True):
+        model = linear_model(keras.optimizers.SGD(0.1))
+        own = (lambda data, model=model: model.train_step(data)) if wrapped else None
+        with make_pruning_step(model, Sensitivity("unspecific"), train_step=own) as step:
+            tf.function(step)((tf.constant(X), tf.constant(T)))
+        results.append(model.get_weights()[0])
+    np.testing.assert_array_equal(*results)
+
+
 def test_custom_loop_with_the_users_own_step_function():
     def own_step(data):
         x, t = data
