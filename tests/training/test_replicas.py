@@ -43,7 +43,8 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
         model = keras.Sequential([keras.Input((12,)), *layers])
         model = OwnStep(model.inputs, model.outputs) if kind == "own" else model
         model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    history = model.fit(data, epochs=3, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.1, Sensitivity(**config))]).history
+    callback = PruneAtEpochEnd(0.1, Sensitivity(**config))
+    history = model.fit(data, epochs=3, shuffle=False, verbose=0, callbacks=[callback]).history
     weights = [w.tolist() for w in model.get_weights()]
     results.append({"weights": weights, "sparsity": history["sparsity"]})
 print("RESULT" + json.dumps(results))
