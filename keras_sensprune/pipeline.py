@@ -52,7 +52,9 @@ _LENET_5 = Recipe(
 )
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("lenet-300-100", "mnist"): _LENET_300,
-    ("lenet-300-100", "digits"): dataclasses.replace(_LENET_300, dense_epochs=40, strength=5e-4, fine_epochs=30),
+    ("lenet-300-100", "digits"): dataclasses.replace(
+        _LENET_300, dense_epochs=40, sparse_epochs=60, fine_epochs=30, strength=4e-4, threshold=0.05
+    ),
     ("lenet-5", "mnist"): _LENET_5,
     ("lenet-5", "digits"): dataclasses.replace(_LENET_5, dense_epochs=20, sparse_epochs=30, strength=2e-3),
 }
