@@ -138,13 +138,15 @@ def test_convolutional_lstm_units_are_its_filters():
 
 
 def test_bidirectional_has_two_rows_and_stacked_cells_one_each():
-    stack = layers.RNN(layers.StackedRNNCells([layers.LSTMCell(2), layers.SimpleRNNCell(3)]), name="stack")
-    model = built(layers.Bidirectional(layers.LSTM(2, return_sequences=True), name="both"), stack, shape=(5, 4))
+    cells = [layers.LSTMCell(2, name="first"), layers.SimpleRNNCell(3, name="second")]
+    stack = layers.RNN(layers.StackedRNNCells(cells, name="cells"), name="stack")
+    lstm = layers.LSTM(2, return_sequences=True, name="lstm")
+    model = built(layers.Bidirectional(lstm, name="both"), stack, shape=(5, 4))
     assert [(row.path, row.kind, row.units) for row in sparsity_report(model).layers] == [
         ("net/both/forward_lstm", "LSTM", 2),
         ("net/both/backward_lstm", "LSTM", 2),
-        ("net/stack/stacked_rnn_cells/lstm_cell", "LSTMCell", 2),
-        ("net/stack/stacked_rnn_cells/simple_rnn_cell", "SimpleRNNCell", 3),
+        ("net/stack/cells/first", "LSTMCell", 2),
+        ("net/stack/cells/second", "SimpleRNNCell", 3),
     ]
 
 
