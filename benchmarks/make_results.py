@@ -173,6 +173,9 @@ def page(found):
                 "Published rows (weights only), with the sources named in [related.md](related.md#published-numbers):"
             ]
             blocks += [published(key[0])]
+            if "sensitivity" in rules:
+                run = rules["sensitivity"][0][2]
+                blocks += ["### Are layers near the input pruned harder?", *depth_section(key[0], run)]
     notes = ROOT / "benchmarks" / "notes.md"
     if notes.exists():
         blocks.append(notes.read_text().strip())
