@@ -154,7 +154,7 @@ def test_the_snippet_of_the_readme_runs_and_compresses(mnist_path, tmp_path, mon
         x = file["x_train"].reshape(-1, 784).astype("float32") / 255
         names = {"x": x, "y": file["y_train"].astype("int32")}
     keras.utils.set_random_seed(0)
-    exec(compile(snippet.replace("epochs=50", "epochs=50, verbose=0"), "README.md", "exec"), names)
+    exec(compile(snippet.replace("epochs=20", "epochs=20, verbose=0"), "README.md", "exec"), names)
     from keras_sensprune import sparsity_report
 
     report = sparsity_report(names["model"])
