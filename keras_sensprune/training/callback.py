@@ -46,6 +46,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         >>> from keras_sensprune import PruneAtEpochEnd, SensitivityRegularizer
         >>> layer = keras.layers.Dense(3, kernel_regularizer=SensitivityRegularizer(1e-4))
         >>> model = keras.Sequential([keras.Input((4,)), layer])
+        >>> model.set_weights([np.linspace(-1, 1, 12).reshape(4, 3), np.zeros(3)])
         >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         >>> x, y = np.ones((6, 4), "float32"), np.array([0, 1, 2, 0, 1, 2])
         >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[PruneAtEpochEnd(threshold=0.2)])
