@@ -99,7 +99,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         if self._session is not None and not self._begun:
             for weight in self._session.weights:
                 weight.take_zeros()
-            self._start = sum(weight.counts()[1] for weight in self._session.weights)
+            self._start = sum(weight.nonzero() for weight in self._session.weights)
             self._begun = True
         self._epoch = epoch
 
@@ -150,7 +150,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             return
         for weight in session.weights:
             weight.remask()
-        end = sum(weight.counts()[1] for weight in session.weights)
+        end = sum(weight.nonzero() for weight in session.weights)
         self._finish()
         pruned_at = [r for r in self.records if r.threshold > 0]
         if pruned_at and end == self._start and self.threshold > 0:

@@ -146,7 +146,6 @@ class PrunedWeight:
         if np.any(value[~mask]):
             self.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
 
-    def counts(self) -> tuple[int, int]:
-        """(entries, entries that are not zero)."""
-        value = self.variable.numpy()
-        return int(value.size), int(np.count_nonzero(value))
+    def nonzero(self) -> int:
+        """How many entries are not zero."""
+        return int(np.count_nonzero(self.variable.numpy()))

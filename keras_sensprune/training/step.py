@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -289,7 +290,7 @@ class PruningSession:
         return PruneRecord(
             epoch=epoch,
             threshold=threshold,
-            total=sum(weight.counts()[0] for weight in self.weights),
+            total=sum(math.prod(weight.variable.shape) for weight in self.weights),
             nonzero_before=sum(before for before, _, _ in results),
             nonzero=sum(after for _, after, _ in results),
             penalty=sum(w.penalty() for w in self.weights if w.regularizer.decoupled),
