@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/sensprune demo --output demo-output --overwrite
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
@@ -23,7 +23,7 @@ lint: $(VENV)/.installed
 # The stamp is written last, so an interrupted installation is done again.
 $(VENV)/.installed: setup.cfg setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,test,tfmot]"
 	touch $@
 
 clean:
