@@ -2,8 +2,8 @@
 
     KERAS_SENSPRUNE_DATA=folder python benchmarks/export_networks.py --models folder
 
-LeNet-300-100 and LeNet-5, dense and pruned by the recipe of the demo for full MNIST, seed 0; beside each pair a JSON file with
-the record of the run. Networks whose files exist are skipped, so an interrupted series continues where it stopped.
+LeNet-300-100 and LeNet-5, dense and pruned by the recipe of the demo for full MNIST, seed 0; beside each pair a JSON
+file with the record of the run. Networks whose files exist are skipped, so an interrupted series continues.
 """
 
 import argparse
