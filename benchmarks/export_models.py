@@ -1,4 +1,4 @@
-"""The models that `export_gain.py` measures: trained ones from a folder, others with made-up weights; and made-up zeros."""
+"""The models that `export_gain.py` measures: trained from a folder, or with made-up weights; and made-up zeros."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def zero_weights(model, sparsity: float) -> None:
 
 
 def zero_blocks(model, sparsity: float, size: int) -> None:
-    """The same in blocks of `size` inputs of one unit, scored by their norm; kernels whose inputs do not divide stay."""
+    """The same in blocks of `size` inputs of one unit, scored by their norm; other kernels stay as they are."""
     for variable in _kernels(model):
         value = variable.numpy()
         if value.ndim != 2 or value.shape[0] % size:
@@ -98,7 +98,7 @@ def zero_units(model, share: float) -> None:
     for layer in weighted[:-1]:
         gates = 4 if isinstance(layer, layers.LSTM) else 1
         units = layer.weights[0].shape[-1] // gates
-        dead = np.random.default_rng(0).permutation(units)[: int(round(share * units))]
+        dead = np.random.default_rng(0).permutation(units)[: round(share * units)]
         alive = np.ones(units, np.float32)
         alive[dead] = 0
         for variable in layer.cell.weights if gates > 1 else layer.weights:
