@@ -19,7 +19,8 @@ from keras_sensprune.formulas.counting import magnitude_histogram
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.networks import build_network
 from keras_sensprune.records import HISTOGRAM_EDGES, DemoRecord, Recipe, RunRecord, to_json
-from keras_sensprune.reports.plot import check_matplotlib, plot_input_pixels, plot_report
+from keras_sensprune.reports.figure import check_matplotlib
+from keras_sensprune.reports.plot import plot_input_pixels, plot_report
 from keras_sensprune.reports.summary import demo_text
 from keras_sensprune.reports.table import report_text
 from keras_sensprune.training.callback import PruneAtEpochEnd

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from keras_sensprune.errors import MissingPackageError, argument_error
+from keras_sensprune.errors import argument_error
 from keras_sensprune.records import HISTOGRAM_EDGES, SparsityReport
+from keras_sensprune.reports.figure import new_figure, picture_target, shortened, tidy, written
 
 _MOST_IN_LEGEND = 12  # with more layers the colors of the bars have to do
-_GRID = "#dddddd"
 
 
 def plot_report(
@@ -45,16 +42,16 @@ def plot_report(
         >>> [axes.get_title() for axes in figure.axes]
         ['weights left', 'magnitudes of the nonzero weights']
     """
-    target = _target(path, overwrite)
+    target = picture_target(path, overwrite)
     if not any(layer.weights for layer in report.layers):
         raise argument_error("report", "a report with at least one layer that has weights", report)
-    figure = _figure(11.0, max(3.2, 1.6 + 0.34 * len(report.layers)))
+    figure = new_figure(11.0, max(3.2, 1.6 + 0.34 * len(report.layers)))
     bars, lines = figure.subplots(1, 2)
     _draw_bars(bars, report)
     _draw_histograms(lines, report)
     ratio = "" if math.isinf(report.compression) else f": {report.compression:,.1f}x compression of the weights"
     figure.suptitle(f"{report.model}{ratio}" if title is None else title, fontweight="bold")
-    return _written(figure, target)
+    return written(figure, target)
 
 
 def plot_input_pixels(
@@ -80,8 +77,8 @@ def plot_input_pixels(
         >>> figure.axes[0].get_title()
         '2 of 4 input pixels are connected'
     """
-    target = _target(path, overwrite)
-    figure = _figure(5.6, 4.8)
+    target = picture_target(path, overwrite)
+    figure = new_figure(5.6, 4.8)
     import matplotlib
     import numpy as np
 
@@ -100,7 +97,7 @@ def plot_input_pixels(
     axes.set_yticks([])
     connected = f"{np.count_nonzero(image)} of {image.size} input pixels are connected"
     axes.set_title(connected if title is None else title)
-    return _written(figure, target)
+    return written(figure, target)
 
 
 def _draw_bars(axes: Any, report: SparsityReport) -> None:
@@ -114,7 +111,7 @@ def _draw_bars(axes: Any, report: SparsityReport) -> None:
     for row, (layer, share) in enumerate(zip(layers, shares, strict=True)):
         text = f"{share:.2f} %  ({layer.nonzero_weights:,})" if layer.weights else "no weights"
         axes.annotate(text, (max(share, left), row), (5, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set_yticks(range(len(layers)), [_shortened(layer.path) for layer in layers])
+    axes.set_yticks(range(len(layers)), [shortened(layer.path) for layer in layers])
     axes.set_ylim(len(layers) - 0.4, -0.6)  # first layer on top
     ticks = [10.0**e for e in range(round(math.log10(left)), 3)]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -122,13 +119,13 @@ def _draw_bars(axes: Any, report: SparsityReport) -> None:
     axes.spines["bottom"].set_bounds(left, 100.0)
     axes.set_title("weights left")
     axes.set_xlabel("percent of the layer's weights (log scale)")
-    _tidy(axes, grid_axis="x")
+    tidy(axes, grid_axis="x")
 
 
 def _draw_histograms(axes: Any, report: SparsityReport) -> None:
     for layer, color in zip(report.layers, _colors(len(report.layers)), strict=True):
         if any(layer.histogram):
-            label = _shortened(layer.path)
+            label = shortened(layer.path)
             axes.stairs(layer.histogram, HISTOGRAM_EDGES, color=color, label=label, linewidth=1.8)
     axes.set_yscale("symlog", linthresh=1.0)  # counts from 0 to millions
     axes.set_ylim(bottom=0)
@@ -139,13 +136,7 @@ def _draw_histograms(axes: Any, report: SparsityReport) -> None:
     axes.set_ylabel("weights per bin")
     if 0 < len(axes.patches) <= _MOST_IN_LEGEND:
         axes.legend(frameon=False, fontsize=9, loc="upper left")
-    _tidy(axes, grid_axis="y")
-
-
-def _tidy(axes: Any, grid_axis: str) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid_axis, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
+    tidy(axes, grid_axis="y")
 
 
 def _colors(number: int) -> list[Any]:
@@ -159,55 +150,3 @@ def _whole_numbers() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(integer=True)
-
-
-def _shortened(path: str) -> str:
-    return path if len(path) <= 28 else path[:11] + "..." + path[-14:]
-
-
-def check_matplotlib() -> None:
-    """Refuses early what could not be drawn later.
-
-    Raises:
-        MissingPackageError: if Matplotlib is not installed; with the line that installs it.
-    """
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError:
-        raise MissingPackageError('Plots need Matplotlib: pip install "keras-sensprune[demo]"') from None
-
-
-def _figure(width: float, height: float) -> Any:
-    check_matplotlib()
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
-
-
-def _target(path: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
-    """`path`, if a PNG file may be written there; found out before anything is drawn."""
-    if path is None:
-        return None
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise argument_error("path", "a file name that ends in .png", str(path))
-    if not target.parent.is_dir():
-        raise argument_error("path", "in a folder that exists", str(path), "Create the folder first.")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise argument_error("path", "a file that does not exist yet", str(path), "Pass overwrite=True to replace it.")
-    return target
-
-
-def _written(figure: Any, target: Path | None) -> Any:
-    if target is None:
-        return figure
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=".png", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format="png")
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return target
