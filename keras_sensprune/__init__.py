@@ -27,6 +27,8 @@ _PUBLIC = {
     "report_text": "keras_sensprune.reports.table",
     "report_markdown": "keras_sensprune.reports.table",
     "plot_report": "keras_sensprune.reports.plot",
+    "plot_before_after": "keras_sensprune.reports.plot_sizes",
+    "plot_size_waterfall": "keras_sensprune.reports.plot_sizes",
     "export_tflite": "keras_sensprune.export.tflite",
 }
 
