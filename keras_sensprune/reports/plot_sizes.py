@@ -111,12 +111,12 @@ def plot_size_waterfall(
     for column, size in enumerate(sizes):
         share = "" if not column else f"\n{100 * size / sizes[0]:.3g} %"
         axes.annotate(_size(size) + share, (column, size), (0, 3), textcoords="offset points", ha="center", fontsize=9)
-        if column:  # what went since the stage before
-            axes.plot([column - 0.7, column + 0.3], [sizes[column - 1]] * 2, color=_BEFORE, linewidth=1.0)
     axes.set_xticks(range(len(sizes)), [label for label, _ in stages])
-    axes.set_ylim(0, 1.18 * max(sizes))
+    axes.set_yscale("log")  # the last stages are often a hundredth of the first
+    axes.set_ylim(min(sizes) / 4, 4 * max(sizes))
     axes.set_yticks([])
-    axes.set_ylabel("bytes")
+    axes.minorticks_off()
+    axes.set_ylabel("bytes (log scale)")
     tidy(axes, grid_axis="y")
     axes.set_title(f"{sizes[0] / sizes[-1]:.1f}x smaller" if title is None else title)
     return written(figure, target)
