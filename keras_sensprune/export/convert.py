@@ -1,4 +1,4 @@
-"""Keras model -> dense float32 `.tflite` bytes, and the model's inputs and outputs under the names of the file.
+"""Keras model -> dense `.tflite` bytes, and the model's inputs and outputs under the names of the file.
 
 The model is traced as it is, into a signature whose names we choose, so that inputs and outputs of the file are
 matched by name. Recurrent layers convert only with a known batch size: such a model is traced with a batch of 1.
@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sensprune.errors import ExportError, ModelError, argument_error
+from keras_sensprune.export import int8
 
 DEFAULT_EXAMPLES = 16
 EVALUATION_BATCH = 64  # examples that Keras gets at once, where the model leaves the batch free
@@ -84,12 +85,13 @@ def model_inputs(model: keras.Model, data: Any) -> ModelInputs:
     return ModelInputs(structure, _names([leaf.name for leaf in leaves]), shapes, dtypes, batch)
 
 
-def example_arrays(inputs: ModelInputs, data: Any) -> dict[str, np.ndarray]:
+def example_arrays(inputs: ModelInputs, data: Any, argument: str = "data") -> dict[str, np.ndarray]:
     """The user's `data`, checked, or seeded random examples: one array per input, by name.
 
     Args:
         inputs: description of the model's inputs.
         data: an array, or a list or dictionary of arrays; None for random examples.
+        argument: what the user calls it, for the error messages.
 
     Returns:
         Arrays (examples, ...) in the dtype of the input.
@@ -102,20 +104,20 @@ def example_arrays(inputs: ModelInputs, data: Any) -> dict[str, np.ndarray]:
     wanted = ", ".join(f"{n} {s}" for n, s in zip(inputs.names, inputs.shapes, strict=True))
     allowed = f"example inputs of the shapes {wanted}"
     arrays = []
-    leaves = _data_leaves(inputs, data, allowed)
+    leaves = _data_leaves(inputs, data, allowed, argument)
     for leaf, shape, dtype in zip(leaves, inputs.shapes, inputs.dtypes, strict=True):
         array = np.asarray(leaf)
         free = array.ndim == len(shape) and all(a == b for a, b in zip(array.shape[1:], shape[1:], strict=True) if b)
         if not free or array.dtype.kind not in "fiub":
-            raise argument_error("data", allowed, f"{array.dtype} array of shape {array.shape}")
+            raise argument_error(argument, allowed, f"{array.dtype} array of shape {array.shape}")
         if not np.all(np.isfinite(array)):
-            raise argument_error("data", "finite", f"{array.dtype} array with NaN or infinity")
+            raise argument_error(argument, "finite", f"{array.dtype} array with NaN or infinity")
         arrays.append(array.astype(dtype))
     counts = sorted({len(array) for array in arrays})
     multiple = inputs.batch or 1
     if len(counts) != 1 or counts[0] < 1 or counts[0] % multiple:
         batches = f" that fill batches of {multiple}" if multiple > 1 else ""
-        raise argument_error("data", f"one or more examples{batches}, as many for every input", counts)
+        raise argument_error(argument, f"one or more examples{batches}, as many for every input", counts)
     return dict(zip(inputs.names, arrays, strict=True))
 
 
@@ -145,30 +147,56 @@ def keras_outputs(model: keras.Model, inputs: ModelInputs, arrays: Mapping[str, 
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def convert_dense(model: keras.Model, inputs: ModelInputs) -> bytes:
-    """The model as a dense float32 `.tflite` file.
+def convert_dense(
+    model: keras.Model,
+    inputs: ModelInputs,
+    quantize: str = "float32",
+    representative: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
+    """The model as a dense `.tflite` file.
 
     Args:
         model: the Keras model; it is only traced.
         inputs: description of its inputs.
+        quantize: "float32"; "float16" (weights); "dynamic" (int8 weights, float activations); "int8" (weights and
+            activations; inputs and outputs stay float32).
+        representative: for "int8", arrays (examples, ...) by input name, from which the ranges of the activations
+            are taken.
 
     Returns:
         The bytes of the file.
 
     Raises:
-        ExportError: if it cannot be converted, with the reason.
+        ExportError: if it cannot be converted, with the reason. The conversion to int8 runs in a process of its own,
+            because it can end the process (seen for every recurrent network).
     """
     described = zip(inputs.names, inputs.shapes, inputs.dtypes, strict=True)
     specs = [tf.TensorSpec((inputs.batch, *shape[1:]), dtype, name=name) for name, shape, dtype in described]
     archive = keras.export.ExportArchive()
     try:
-        with tempfile.TemporaryDirectory(prefix="sensprune-") as folder, _quiet():
-            serve = lambda *leaves: _named(model(inputs.pack(leaves), training=False))  # noqa: E731
-            archive.add_endpoint("serve", serve, input_signature=specs)
-            archive.write_out(folder, verbose=False)
-            return bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+        with tempfile.TemporaryDirectory(prefix="sensprune-") as folder:
+            with _quiet():
+                serve = lambda *leaves: _named(model(inputs.pack(leaves), training=False))  # noqa: E731
+                archive.add_endpoint("serve", serve, input_signature=specs)
+                archive.write_out(os.path.join(folder, "model"), verbose=False)
+            if quantize == "int8":
+                assert representative is not None
+                return int8.convert_in_child(folder, representative, inputs.batch or 1)
+            with _quiet():
+                return bytes(_converter(os.path.join(folder, "model"), quantize).convert())
+    except ExportError as error:
+        raise ExportError(f"The model {model.name!r} could not be converted to TFLite. {error}") from error
     except Exception as error:  # the converter raises many types; whatever it is, there is no file
         raise ExportError(_conversion_failure(model, str(error) or type(error).__name__)) from error
+
+
+def _converter(folder: str, quantize: str) -> Any:
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    if quantize != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    return converter
 
 
 def _conversion_failure(model: keras.Model, text: str) -> str:
@@ -206,14 +234,14 @@ def _needs_fixed_batch(model: keras.Model) -> bool:
     return any(isinstance(layer, keras.layers.RNN) and not getattr(layer, "unroll", False) for layer in layers)
 
 
-def _data_leaves(inputs: ModelInputs, data: Any, allowed: str) -> list[Any]:
+def _data_leaves(inputs: ModelInputs, data: Any, allowed: str, argument: str) -> list[Any]:
     """The arrays of `data` in the order of the inputs; a dictionary may also go by input names."""
     if isinstance(data, dict) and not isinstance(inputs.structure, dict) and set(data) == set(inputs.names):
         return [data[name] for name in inputs.names]
     same_keys = set(data) == set(inputs.structure) if isinstance(inputs.structure, dict) else not isinstance(data, dict)
     leaves = keras.tree.flatten(data) if same_keys else []
     if len(leaves) != len(inputs.names):
-        raise argument_error("data", allowed, data)
+        raise argument_error(argument, allowed, data)
     return leaves
 
 

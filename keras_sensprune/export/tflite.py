@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
-import pathlib
-import secrets
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_sensprune.errors import BackendError, ExportError, ModelError, argument_error, number_argument
-from keras_sensprune.export import convert, flatbuffer, verify
+from keras_sensprune.errors import (
+    BackendError,
+    ExportError,
+    ModelError,
+    argument_error,
+    choice_argument,
+    number_argument,
+)
+from keras_sensprune.export import convert, verify, writing
 from keras_sensprune.records import ExportRecord
 
 
@@ -23,39 +26,67 @@ def export_tflite(
     model: keras.Model,
     path: str | os.PathLike[str],
     *,
+    quantize: str | None = None,
+    representative_data: Any = None,
+    sparse: str | bool = "auto",
+    target: str = "size",
+    measure: str = "raw",
+    clusters: int | None = None,
     data: Any = None,
+    labels: Any = None,
     overwrite: bool = False,
     tolerance: float | None = None,
+    runtimes: tuple[str, ...] = ("litert", "tflite"),
 ) -> ExportRecord:
-    """Write `model` as a float32 `.tflite` file, sparse where that is smaller, and check it against Keras.
+    """Write `model` as a `.tflite` file, sparse where that pays, and check it against Keras.
 
-    The weights of Dense layers (and of the loops of LSTM, GRU and SimpleRNN) are stored as their nonzero values
-    and indices wherever that takes fewer bytes; convolutions and embeddings stay dense. The file is run in LiteRT,
-    in a process of its own, with the default delegate and without, and compared with `model(x, training=False)`.
-    Only then does it get its name; before, and after any failure, nothing is at `path` that was not there.
+    The model is converted dense and quantized as asked; the sparse encodings are then written by us, weight by weight,
+    and only those that were seen to run and agree (`keras_sensprune.export.allowed`): Dense layers (and the loops of
+    LSTM, GRU and SimpleRNN) as CSR or in blocks, which have native kernels; convolutions as CSR that is expanded when
+    the file is loaded, which saves bytes only. The file is run in LiteRT and in tf.lite, in processes of their own,
+    with the default delegate and without: the dense file is compared with `model(x, training=False)`, the sparse one
+    with the dense one. Only then does it get its name; before, and after any failure, nothing is at `path` that was
+    not there.
 
     A sparse file that fails the check is replaced by the dense one, with a warning that says why. A model with
-    recurrent layers gets a fixed batch of 1, unless its inputs have a batch size.
+    recurrent layers gets a fixed batch of 1, unless its inputs have a batch size. Operations outside of the TFLite set
+    ("Flex") are never written.
 
     Args:
         model: a built Keras model on the TensorFlow backend. It is not changed.
         path: the file to write, in an existing folder.
+        quantize: None for float32; "float16" for the weights (half the bytes, computed in float32); "dynamic" for int8
+            weights and float activations; "int8" for int8 weights and activations (inputs and outputs stay float32).
+            Zeros stay exactly zero in all of them.
+        representative_data: for "int8", example inputs as for `model.predict` (a hundred or more that look like real
+            ones): the ranges of the activations are taken from them.
+        sparse: "auto" chooses per weight; False leaves all weights dense.
+        target: what "auto" looks for: "size" (the fewest bytes) or "latency" (what runs faster here, measured; a weight
+            that brings no time stays dense).
+        measure: which bytes count for "size": "raw", or "gzip" for files that are sent or stored compressed.
+        clusters: replace the nonzero weights of each tensor by so many values (2 to 256; 8 to 16 cost little
+            accuracy), which makes the gzipped file much smaller; float32 only.
         data: example inputs to compare on, as for `model.predict`: an array, or a list or dictionary of arrays,
             each (examples, ...). By default 16 seeded random examples: normal for floats, 0 and 1 for integers.
             Needed for subclassed models and for inputs with a free size beside the batch.
+        labels: class numbers (examples,) of `data`; then the record holds the errors of model and file, in percent.
         overwrite: whether a file that exists may be replaced.
-        tolerance: largest absolute difference allowed between file and model. By default, for each output,
-            1e-5 plus 1e-4 times its largest absolute value (rounding in float32), and 0 for integer outputs.
+        tolerance: largest absolute difference allowed between file and model. By default, for each output of a float32
+            file, 1e-5 plus 1e-4 times its largest absolute value, and 0 for integer outputs. For the other formats the
+            root mean square of the difference may be 1 % (float16), 10 % (dynamic), 20 % (int8, clusters) of that of
+            the output: enough to tell rounding from garbage, so look at the errors too.
+        runtimes: "litert", "tflite" or both: which runtimes must agree. tf.lite costs some seconds.
 
     Returns:
-        An `ExportRecord`: bytes raw and gzipped, the tensors and how each is stored, the largest difference.
+        An `ExportRecord`: bytes raw and gzipped, the tensors and how each is stored, what was tried, differences.
 
     Raises:
         ArgumentError: if an argument is not allowed, or the file exists and `overwrite` is False.
         ModelError: if the model is not built or has inputs that a `.tflite` file cannot take.
         BackendError: if Keras does not run on TensorFlow.
-        ExportError: if a weight is not finite, the model cannot be converted, or the file does not load, crashes,
-            answers NaN, or differs from the model by more than the tolerance.
+        ExportError: if a weight is not finite, the model cannot be converted (full int8 of a recurrent model ends the
+            converter's process; ours lives on), or the file does not load, crashes, answers NaN, or differs from the
+            model by more than the tolerance.
 
     Example:
 
@@ -73,79 +104,66 @@ def export_tflite(
     >>> record.max_difference <= record.tolerance
     True
     """
-    target = _checked_target(path, overwrite)
-    if tolerance is not None:
-        tolerance = number_argument("tolerance", tolerance, "a number of at least 0, or None")
+    options = _options(quantize, sparse, target, measure, clusters, tolerance, runtimes, overwrite)
+    writing.checked_target(path, overwrite)
     _check_model(model)
     inputs = convert.model_inputs(model, data)
     arrays = convert.example_arrays(inputs, data)
+    representative = _representative(inputs, options.quantize, representative_data)
+    wanted = _labels(labels, data, len(arrays[inputs.names[0]]))
     with _state_kept(model):
-        dense = flatbuffer.positive_zeros(convert.convert_dense(model, inputs))
+        dense = convert.convert_dense(model, inputs, options.quantize, representative)
         expected = convert.keras_outputs(model, inputs, arrays)
-
-    def check(file: pathlib.Path) -> verify.Comparison:
-        return verify.verify_file(file, arrays, expected, batch=inputs.batch, tolerance=tolerance)
-
-    with _temporary_file(target) as temporary:
-        content, comparison = _smallest_that_agrees(dense, temporary, check)
-        record = _record(target, content, len(dense), comparison)
-        _checked_target(path, overwrite)  # it may have appeared while we converted
-        os.replace(temporary, target)
-    return record
+    first = next(iter(expected.values()))
+    if wanted is not None and (first.ndim != 2 or first.shape[1] < 2):
+        raise argument_error("labels", "None for a model whose first output is not (examples, classes)", first.shape)
+    return writing.write_checked(dense, path, writing.Examples(arrays, expected, inputs.batch, wanted), options)
 
 
-def _smallest_that_agrees(dense: bytes, file: pathlib.Path, check: Any) -> tuple[bytes, verify.Comparison]:
-    """Write the sparse content to `file` if it is smaller and passes `check`, else the dense one."""
-    sparse = flatbuffer.sparse_fully_connected(dense)
-    if len(sparse) < len(dense):
-        _write(file, sparse)
-        try:
-            return sparse, check(file)
-        except ExportError as error:
-            reason = str(error)
-        _write(file, dense)
-        comparison = check(file)  # if this one fails too, its own error is the one to see
-        warnings.warn(f"The sparse file was not used, the dense one is written instead. {reason}", stacklevel=3)
-        return dense, comparison
-    _write(file, dense)
-    return dense, check(file)
-
-
-def _record(target: pathlib.Path, content: bytes, dense_bytes: int, comparison: verify.Comparison) -> ExportRecord:
-    tensors = flatbuffer.weight_tensors(content)
-    sparse_tensors = sum(tensor.encoding != "dense" for tensor in tensors)
-    return ExportRecord(
-        path=str(target),
-        encoding="sparse" if sparse_tensors else "dense",
-        bytes=len(content),
-        gzip_bytes=len(gzip.compress(content, 9, mtime=0)),
-        dense_bytes=dense_bytes,
-        tensors=tensors,
-        sparse_tensors=sparse_tensors,
-        max_difference=comparison.max_difference,
-        largest_output=comparison.largest_output,
-        tolerance=comparison.tolerance,
-        runs=comparison.runs,
-        examples=comparison.examples,
+def _options(
+    quantize: Any, sparse: Any, target: Any, measure: Any, clusters: Any, tolerance: Any, runtimes: Any, overwrite: Any
+) -> writing.Options:
+    if quantize is not None:
+        choice_argument("quantize", quantize, ("float16", "dynamic", "int8"))
+    if sparse != "auto" and sparse is not False:
+        raise argument_error("sparse", "'auto' or False", sparse)
+    choice_argument("target", target, ("size", "latency"))
+    choice_argument("measure", measure, ("raw", "gzip"))
+    if clusters is not None:
+        if not isinstance(clusters, int) or isinstance(clusters, bool) or not 2 <= clusters <= 256:
+            raise argument_error("clusters", "an integer from 2 to 256, or None", clusters)
+        if quantize is not None:
+            remedy = "Weights of other formats have few values anyway."
+            raise argument_error("clusters", "None unless quantize=None", clusters, remedy)
+    if tolerance is not None:
+        tolerance = number_argument("tolerance", tolerance, "a number of at least 0, or None")
+    known = tuple(verify.RUNTIMES)
+    if not isinstance(runtimes, (tuple, list)) or not runtimes or not set(runtimes) <= set(known):
+        raise argument_error("runtimes", f"a tuple of one or more of {', '.join(map(repr, known))}", runtimes)
+    return writing.Options(
+        quantize or "float32", sparse == "auto", target, measure, clusters, tolerance, tuple(runtimes), overwrite
     )
 
 
-def _checked_target(path: Any, overwrite: Any) -> pathlib.Path:
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise argument_error("path", "the name of a file", path)
-    if not isinstance(overwrite, bool):
-        raise argument_error("overwrite", "True or False", overwrite)
-    target = pathlib.Path(os.fspath(path))
-    if not target.parent.is_dir():
-        raise argument_error("path", "in a folder that exists", str(path), "Create the folder first.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise argument_error("path", "in a folder that may be written to", str(path))
-    if target.is_dir():
-        raise argument_error("path", "the name of a file, not of a folder", str(path))
-    if os.path.lexists(target) and not overwrite:
-        allowed = "a file that does not exist"
-        raise argument_error("path", allowed, str(path), "Pass overwrite=True to replace it.")
-    return target
+def _representative(inputs: convert.ModelInputs, quantize: str, data: Any) -> dict[str, np.ndarray] | None:
+    if quantize != "int8":
+        if data is not None:
+            raise argument_error("representative_data", "None unless quantize='int8'", data)
+        return None
+    if data is None:
+        remedy = "Pass a hundred or more inputs that look like real ones, as for `model.predict`."
+        raise argument_error("representative_data", "given for quantize='int8'", data, remedy)
+    return convert.example_arrays(inputs, data, "representative_data")
+
+
+def _labels(labels: Any, data: Any, examples: int) -> np.ndarray | None:
+    if labels is None:
+        return None
+    array = np.asarray(labels)
+    if data is None or array.shape != (examples,) or array.dtype.kind not in "iu":
+        allowed = f"{examples} class numbers, one per example of `data`, or None"
+        raise argument_error("labels", allowed, f"{array.dtype} array of shape {array.shape}")
+    return array
 
 
 def _check_model(model: Any) -> None:
@@ -176,20 +194,3 @@ def _state_kept(model: keras.Model) -> Iterator[None]:
                 del vars(layer)[name]
             vars(layer).update(attributes)
             layer._losses[:] = losses
-
-
-@contextlib.contextmanager
-def _temporary_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new name beside `target`; whatever is left under it is removed at the end, also after Ctrl-C."""
-    file = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        yield file
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _write(file: pathlib.Path, content: bytes) -> None:
-    with open(file, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())  # the later rename must not outrun the content

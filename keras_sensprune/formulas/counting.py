@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +113,29 @@ def magnitude_histogram(values: Any, edges: Sequence[float]) -> tuple[int, ...]:
     inner = 10.0 ** np.asarray(edges[1:-1], np.float64)
     counts = np.bincount(np.searchsorted(inner, size, side="right"), minlength=len(edges) - 1)
     return tuple(int(count) for count in counts)
+
+
+def information_bits(total: int, nonzero: int, value_bits: float) -> float:
+    r"""The least that a sparse tensor needs: its nonzero values, and which entries they are.
+
+    $$B = k\,b + \log_2 \binom{n}{k},$$ with $n$ entries of which $k$ are not zero and $b$ bits per value. The second
+    term is the entropy of the positions if all $\binom{n}{k}$ patterns are equally likely; a pattern with more order
+    (whole rows of zeros) may take less, and values that repeat take fewer than $b$ bits.
+
+    Args:
+        total: entries n.
+        nonzero: entries k that are not zero.
+        value_bits: bits b per nonzero value, for example 32.
+
+    Returns:
+        B, in bits.
+
+    Example:
+        >>> information_bits(4, 2, 8.0) == 16.0 + math.log2(6)
+        True
+    """
+    positions = math.lgamma(total + 1) - math.lgamma(nonzero + 1) - math.lgamma(total - nonzero + 1)
+    return nonzero * value_bits + positions / math.log(2.0)
 
 
 def _any_nonzero(slices: np.ndarray) -> np.ndarray:

@@ -12,9 +12,10 @@ class TensorRecord:
     Attributes:
         name: its name in the file.
         shape: its shape there.
-        encoding: "dense" or "csr".
+        encoding: "dense", "csr", "1x4", "1x16", or "csr + densify" (expanded when the file is loaded).
         zeros: how many entries are zero.
-        bytes: size of its buffer and, for "csr", of its index arrays.
+        bytes: size of its buffer and of its index arrays.
+        dtype: number format in which it is stored.
     """
 
     name: str
@@ -22,6 +23,26 @@ class TensorRecord:
     encoding: str
     zeros: int
     bytes: int
+    dtype: str = "float32"
+
+
+@record
+class CandidateRecord:
+    """One way to write a file that was tried.
+
+    Attributes:
+        name: what it is: "dense", "sparse (bytes)", "sparse (gzip)" or "sparse (latency)".
+        bytes: size of the file.
+        gzip_bytes: size after gzip -9.
+        chosen: whether it is the one that was written.
+        reason: why it was chosen, or why not.
+    """
+
+    name: str
+    bytes: int
+    gzip_bytes: int
+    chosen: bool
+    reason: str
 
 
 @record
@@ -41,6 +62,12 @@ class ExportRecord:
         tolerance: what was allowed for max_difference.
         runs: the interpreters that ran the file.
         examples: how many input examples were compared.
+        quantize: "float32", "float16", "dynamic" or "int8".
+        candidates: what was tried, in order.
+        information_bytes: the least that the file's weights need: the nonzero values and where they are, see
+            `formulas.counting.information_bits`; other constants and the graph are not counted.
+        twin_difference: largest absolute difference between the file and its dense twin; 0 if it is dense.
+        keras_error, error: percent of examples that the Keras model and the file get wrong, if labels were given.
     """
 
     path: str
@@ -55,3 +82,9 @@ class ExportRecord:
     tolerance: float
     runs: tuple[str, ...]
     examples: int
+    quantize: str = "float32"
+    candidates: tuple[CandidateRecord, ...] = ()
+    information_bytes: int = 0
+    twin_difference: float = 0.0
+    keras_error: float | None = None
+    error: float | None = None

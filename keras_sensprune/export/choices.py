@@ -1,0 +1,67 @@
+"""Which weight of a file gets which encoding: by bytes raw, by bytes gzipped, or by time."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from keras_sensprune.export.allowed import encodings_for
+from keras_sensprune.export.encodings import encode, encoded_bytes, stored_bytes
+from keras_sensprune.export.sites import Site, sparse_sites
+
+FASTER = 0.97  # a sparse weight must bring the whole file below this share of its time, or it stays dense
+
+
+def smallest(data: bytes, gzipped: bool) -> dict[int, str]:
+    """Encoding by buffer, for the weights that get smaller by one.
+
+    Args:
+        data: a dense `.tflite` file.
+        gzipped: whether what counts is the size after compression (of each weight by itself).
+    """
+    model = schema.ModelT.InitFromPackedBuf(data)
+    chosen = {}
+    for site in sparse_sites(model):
+        values = site.values(model)
+
+        def size(encoding: str, values: np.ndarray = values, site: Site = site) -> int:
+            if gzipped:
+                return len(zlib.compress(stored_bytes(values, encoding), 6))
+            return encoded_bytes(values, encoding, len(site.keys))
+
+        allowed = encodings_for(site.dtype, site.structure, site.shape)
+        best = min(("dense", *allowed), key=size)
+        if best != "dense":
+            chosen[site.buffer] = best
+    return chosen
+
+
+def fastest(data: bytes, ratio: Callable[[bytes, bytes], float]) -> dict[int, str]:
+    """Encoding by buffer, for the dense layers that run faster by one; what brings no time stays dense.
+
+    Args:
+        data: a dense `.tflite` file.
+        ratio: (file a, file b) -> time of b / time of a on this machine.
+
+    Returns:
+        The choices, found layer by layer from the largest on, each kept only if the file as a whole gets faster.
+    """
+    model = schema.ModelT.InitFromPackedBuf(data)
+    chosen: dict[int, str] = {}
+    current = data
+    for site in sorted(sparse_sites(model), key=lambda site: -site.values(model).nbytes):
+        best = FASTER
+        for encoding in encodings_for(site.dtype, site.structure, site.shape):
+            values = site.values(model)
+            if encoding.endswith("densify") or np.count_nonzero(values) > 0.6 * values.size:
+                continue  # expanded weights run dense; kernels for sparse ones lose below some 70 % of zeros
+            tried = encode(data, {**chosen, site.buffer: encoding})
+            share = ratio(current, tried)
+            if share < best:
+                best, faster, kept = share, tried, encoding
+        if best < FASTER:
+            chosen[site.buffer], current = kept, faster
+    return chosen
