@@ -91,7 +91,7 @@ def _encode_site(model: Any, site: Site, encoding: str, codes: dict[int, int]) -
         tensor.sparsity = _parameters(site.shape, dimensions, BLOCKS[encoding])
         if encoding == "csr + densify":
             _expand_at_load(model, subgraph, key[1], site.operators[key], codes)
-        else:
+        elif site.structure == "dense layer":
             for operator in site.operators[key]:
                 operator.opcodeIndex = _code(model, OPS.FULLY_CONNECTED, SPARSE_VERSION, codes)
 

@@ -1,6 +1,7 @@
 """`export_tflite`: the promise about the file, the folder, the model and the messages."""
 
 import doctest
+import functools
 import os
 import stat
 
@@ -10,12 +11,12 @@ import pytest
 
 from keras_sensprune import errors
 from keras_sensprune.errors import ArgumentError, ExportError, ModelError
-from keras_sensprune.export import convert, flatbuffer, tflite, verify
-from keras_sensprune.export.tflite import export_tflite
+from keras_sensprune.export import convert, encodings, flatbuffer, tflite, verify
 from keras_sensprune.records import from_json, to_json
 from tests.export.test_flatbuffer import mlp, pruned
 
 layers = keras.layers
+export_tflite = functools.partial(tflite.export_tflite, runtimes=("litert",))  # starting tf.lite takes seconds
 
 
 def two_by_two():
@@ -57,7 +58,7 @@ def words():
 # name: (model, tensors that become sparse at 90 % zeros, tensors)
 NETWORKS = {
     "odd": (lambda: mlp(63, 37, 5), 2, 2),
-    "convolution": (convolution, 2, 3),
+    "convolution": (convolution, 3, 3),
     "two by two": (two_by_two, 3, 3),
     "dictionaries": (dictionaries, 1, 1),
     "lstm": (lambda: recurrent(layers.LSTM(24)), 3, 3),
@@ -108,7 +109,7 @@ def test_network(name, tmp_path):
     # unit roundoff 6e-8 times the longest sum here (200) times outputs below 10
     assert 0 <= record.max_difference <= 1.2e-4
     assert record.max_difference <= record.tolerance
-    assert (record.runs, record.examples) == (("default delegate", "no delegate"), 16)
+    assert (record.runs, record.examples) == (("LiteRT, default delegate", "LiteRT, no delegate"), 16)
     assert from_json(to_json(record)) == record
 
 
@@ -254,7 +255,7 @@ def test_existing_file_is_kept_unless_overwrite(small, tmp_path):
 
 def test_file_that_appears_meanwhile_is_kept(small, tmp_path, monkeypatch):
     path = tmp_path / "model.tflite"
-    agreed = verify.Comparison(0.0, 1.0, 1.0, verify.RUNS, 1)
+    agreed = verify.Comparison(0.0, 1.0, 1.0, ("run",), 1, {"run": {"output_0": np.zeros((16, 10))}})
     monkeypatch.setattr(verify, "verify_file", lambda *_, **__: path.write_text("precious") and agreed)
     with pytest.raises(ArgumentError, match="must be a file that does not exist"):
         export_tflite(small, path)
@@ -287,9 +288,9 @@ def test_model_that_answers_nan(tmp_path):
     assert export_tflite(model, tmp_path / "model.tflite", data=np.ones((2, 4))).max_difference <= 1e-6
 
 
-def corrupted(data):
+def corrupted(data, choices):
     """A sparse file in which the values of every CSR tensor are doubled."""
-    buffer = bytearray(sparse_fully_connected(data))
+    buffer = bytearray(encode(data, choices))
     model = flatbuffer.schema.Model.GetRootAs(buffer)
     graph = model.Subgraphs(0)
     for tensor in map(graph.Tensors, range(graph.TensorsLength())):
@@ -298,11 +299,11 @@ def corrupted(data):
     return bytes(buffer)
 
 
-sparse_fully_connected = flatbuffer.sparse_fully_connected
+encode = encodings.encode
 
 
 def test_sparse_file_that_disagrees_gives_way_with_a_warning(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(flatbuffer, "sparse_fully_connected", corrupted)
+    monkeypatch.setattr(encodings, "encode", corrupted)
     with pytest.warns(UserWarning, match=r"The sparse file was not used.*differs from the Keras model") as caught:
         record = export_tflite(small, tmp_path / "model.tflite")
     assert [os.path.basename(warning.filename) for warning in caught] == ["test_export.py"]

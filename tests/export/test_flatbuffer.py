@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from keras_sensprune.export import convert, flatbuffer
+from keras_sensprune.export import choices, convert, encodings, flatbuffer
 
 RESOLVERS = (OpResolverType.AUTO, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
 FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
@@ -29,6 +29,11 @@ def pruned(model, sparsity, seed=0):
 
 def converted(model):
     return flatbuffer.positive_zeros(convert.convert_dense(model, convert.model_inputs(model, None)))
+
+
+def sparsely(data):
+    """The file with every weight encoded that gets smaller."""
+    return encodings.encode(data, choices.smallest(data, gzipped=False))
 
 
 def mlp(*sizes):
@@ -100,7 +105,7 @@ def assert_same_function(first, second, examples=5):
 @pytest.mark.parametrize("sparsity", [0, 0.5, 0.9, 0.95, 0.99, 1])
 def test_same_function_and_same_weights_at_every_sparsity(sparsity):
     dense = converted(pruned(mlp(784, 300, 100, 10), sparsity))
-    sparse = flatbuffer.sparse_fully_connected(dense)
+    sparse = sparsely(dense)
     records = flatbuffer.weight_tensors(sparse)
     assert sorted(record.shape for record in records) == [(10, 100), (100, 300), (300, 784)]
     for record in records:
@@ -129,7 +134,7 @@ def test_same_function_and_same_weights_at_every_sparsity(sparsity):
 )
 def test_index_types_are_the_smallest_that_fit(inputs, units, sparsity, index_types):
     dense = converted(pruned(mlp(inputs, units), sparsity))
-    sparse = flatbuffer.sparse_fully_connected(dense)
+    sparse = sparsely(dense)
     (parameters,) = (t.sparsity for t in read(sparse).subgraphs[0].tensors if t.sparsity is not None)
     compressed = parameters.dimMetadata[1]
     assert (compressed.arraySegmentsType, compressed.arrayIndicesType) == index_types
@@ -138,7 +143,7 @@ def test_index_types_are_the_smallest_that_fit(inputs, units, sparsity, index_ty
 
 def test_tiny_tensor_stays_dense():
     dense = converted(pruned(mlp(1, 1), 1))
-    assert flatbuffer.sparse_fully_connected(dense) is dense
+    assert sparsely(dense) is dense
 
 
 def test_only_the_pruned_layer_changes_its_operation():
@@ -146,7 +151,7 @@ def test_only_the_pruned_layer_changes_its_operation():
     model.layers[0].kernel.assign(np.eye(64))
     dense = converted(model)
     before = {version for operation, version in operations(dense) if operation == FULLY_CONNECTED}
-    sparse = flatbuffer.sparse_fully_connected(dense)
+    sparse = sparsely(dense)
     assert 8 not in before
     assert [version == 8 for operation, version in operations(sparse) if operation == FULLY_CONNECTED] == [True, False]
     assert {version for operation, version in operations(sparse) if operation == FULLY_CONNECTED} == before | {8}
@@ -157,7 +162,7 @@ def test_shared_layer_converts_all_its_uses():
     left, right = keras.Input((32,), name="left"), keras.Input((32,), name="right")
     shared = keras.layers.Dense(40)
     dense = converted(pruned(keras.Model([left, right], [shared(left), shared(right)]), 0.9))
-    sparse = flatbuffer.sparse_fully_connected(dense)
+    sparse = sparsely(dense)
     assert operations(sparse).count((FULLY_CONNECTED, 8)) == 2
     (record,) = flatbuffer.weight_tensors(sparse)
     assert (record.encoding, record.shape, record.zeros) == ("csr", (40, 32), round(0.9 * 1280))
@@ -174,7 +179,7 @@ def test_weight_that_is_also_an_output_stays_dense(one_layer):
     subgraph = model.subgraphs[0]
     subgraph.outputs = np.array([*subgraph.outputs, subgraph.operators[0].inputs[1]], np.int32)
     data = packed(model)
-    assert flatbuffer.sparse_fully_connected(data) is data
+    assert sparsely(data) is data
 
 
 def test_weight_used_by_another_operation_stays_dense(one_layer):
@@ -188,7 +193,7 @@ def test_weight_used_by_another_operation_stays_dense(one_layer):
     operators.append(other)
     data = packed(model)
     # the second operator takes it as input 0 and as weight: the first of these spoils it
-    assert flatbuffer.sparse_fully_connected(data) is data
+    assert sparsely(data) is data
 
 
 def test_buffer_of_another_tensor_stays_dense(one_layer):
@@ -199,7 +204,7 @@ def test_buffer_of_another_tensor_stays_dense(one_layer):
     twin.buffer = subgraph.tensors[subgraph.operators[0].inputs[1]].buffer
     subgraph.tensors.append(twin)
     data = packed(model)
-    assert flatbuffer.sparse_fully_connected(data) is data
+    assert sparsely(data) is data
 
 
 def test_weight_in_another_layout_stays_dense(one_layer):
@@ -207,31 +212,36 @@ def test_weight_in_another_layout_stays_dense(one_layer):
     shuffled = schema.FullyConnectedOptionsWeightsFormat.SHUFFLED4x16INT8
     model.subgraphs[0].operators[0].builtinOptions.weightsFormat = shuffled
     data = packed(model)
-    assert flatbuffer.sparse_fully_connected(data) is data
+    assert sparsely(data) is data
 
 
 def test_sparse_file_is_not_rewritten_twice(one_layer):
-    sparse = flatbuffer.sparse_fully_connected(one_layer)
-    assert flatbuffer.sparse_fully_connected(sparse) is sparse
+    sparse = sparsely(one_layer)
+    assert sparsely(sparse) is sparse
 
 
 def test_weights_inside_a_loop_become_sparse():
     dense = converted(pruned(keras.Sequential([keras.Input((4, 16)), keras.layers.LSTM(24)]), 0.95))
-    sparse = flatbuffer.sparse_fully_connected(dense)
+    sparse = sparsely(dense)
     inside = [t.sparsity for subgraph in read(sparse).subgraphs[1:] for t in subgraph.tensors]
     assert sum(parameters is not None for parameters in inside) == 2  # kernel and recurrent kernel
     assert [record.encoding for record in flatbuffer.weight_tensors(sparse)] == ["csr", "csr"]
     assert_same_function(dense, sparse)
 
 
-def test_convolution_and_embedding_are_listed_and_stay_dense():
+def test_convolutions_are_expanded_at_load_and_embeddings_stay_dense():
     layers = keras.layers
-    image = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(8, 3), layers.DepthwiseConv2D(3)])
+    image = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(32, 3), layers.DepthwiseConv2D(3)])
     words = keras.Sequential([keras.Input((4,), dtype="int32"), layers.Embedding(50, 8)])
-    for model, shapes in ((image, {(8, 3, 3, 4), (1, 3, 3, 8)}), (words, {(50, 8)})):
-        dense = converted(pruned(model, 0.9))
-        assert flatbuffer.sparse_fully_connected(dense) is dense
-        assert {(r.shape, r.encoding) for r in flatbuffer.weight_tensors(dense)} == {(s, "dense") for s in shapes}
+    dense = converted(pruned(image, 0.9))
+    sparse = sparsely(dense)
+    shapes = {((32, 3, 3, 4), "csr + densify"), ((1, 3, 3, 32), "csr + densify")}
+    assert {(r.shape, r.encoding) for r in flatbuffer.weight_tensors(sparse)} == shapes
+    assert [code for code, _ in operations(sparse)].count(schema.BuiltinOperator.DENSIFY) == 2
+    assert_same_function(dense, sparse)
+    table = converted(pruned(words, 0.9))
+    assert sparsely(table) is table
+    assert {(r.shape, r.encoding) for r in flatbuffer.weight_tensors(table)} == {((50, 8), "dense")}
 
 
 def test_positive_zeros_changes_nothing_but_the_sign_of_zeros():
@@ -251,7 +261,7 @@ def test_positive_zeros_changes_nothing_but_the_sign_of_zeros():
 
 
 def test_records_are_plain_numbers(one_layer):
-    records = flatbuffer.weight_tensors(flatbuffer.sparse_fully_connected(one_layer))
+    records = flatbuffer.weight_tensors(sparsely(one_layer))
     nonzero = round(64 * 32 * 0.1)
     # 205 values of 4 bytes, 33 segments and 205 columns of 1 byte
     assert [json.loads(json.dumps((r.shape, r.zeros, r.bytes))) for r in records] == [

@@ -10,8 +10,8 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_sensprune.errors import ExportError
-from keras_sensprune.export import convert, flatbuffer, verify
-from tests.export.test_flatbuffer import converted, mlp, packed, pruned, read
+from keras_sensprune.export import convert, encodings, verify
+from tests.export.test_flatbuffer import converted, mlp, packed, pruned, read, sparsely
 
 
 class Case:
@@ -58,14 +58,14 @@ def test_agreeing_file(case):
     assert result.max_difference <= 1e-6 < result.tolerance
     assert result.largest_output == largest
     assert result.tolerance == pytest.approx(1e-5 + 1e-4 * largest)
-    assert (result.runs, result.examples) == (("default delegate", "no delegate"), 16)
+    assert (result.runs, result.examples) == (("LiteRT, default delegate", "LiteRT, no delegate"), 16)
 
 
 def test_inputs_and_outputs_are_matched_by_name(crossed):
     assert crossed.inputs.names == ("zebra", "ant")
     assert crossed.verify().max_difference <= 1e-5
     swapped = {"output_0": crossed.expected["output_1"], "output_1": crossed.expected["output_0"]}
-    with pytest.raises(ExportError, match=r"^Output 'output_0' of the file \(default delegate\) differs"):
+    with pytest.raises(ExportError, match=r"^Output 'output_0' of the file \(LiteRT, default delegate\) differs"):
         crossed.verify(expected=swapped)
 
 
@@ -86,7 +86,7 @@ def test_file_that_does_not_load(case, content):
 def test_disagreement(case):
     wrong = {"output_0": case.expected["output_0"] + np.float32(0.25)}
     pattern = (
-        r"Output 'output_0' of the file \(default delegate\) differs from the Keras model by 0\.25, "
+        r"Output 'output_0' of the file \(LiteRT, default delegate\) differs from the Keras model by 0\.25, "
         r"more than the tolerance \S+ \(largest absolute output: \S+\)\."
     )
     with pytest.raises(ExportError) as caught:
@@ -113,16 +113,18 @@ def test_nan_in_the_file(case):
             model.buffers[tensor.buffer].data = np.full(480, np.nan, "<f4").view(np.uint8)
     with pytest.raises(ExportError) as caught:
         case.verify(packed(model))
-    expected = "Output 'output_0' of the file (default delegate) holds NaN or infinity, the Keras model does not."
+    expected = (
+        "Output 'output_0' of the file (LiteRT, default delegate) holds NaN or infinity, the Keras model does not."
+    )
     assert str(caught.value) == expected
 
 
 def test_sparse_weights_below_version_8_are_caught(case, monkeypatch):
     """Why the version is raised: the default delegate takes the operation and reads the short buffer as dense."""
-    assert case.verify(flatbuffer.sparse_fully_connected(case.dense)).max_difference <= 1e-6
-    monkeypatch.setattr(flatbuffer, "SPARSE_VERSION", 1)
-    with pytest.raises(ExportError, match=r"\(default delegate\)"):
-        case.verify(flatbuffer.sparse_fully_connected(case.dense))
+    assert case.verify(sparsely(case.dense)).max_difference <= 1e-6
+    monkeypatch.setattr(encodings, "SPARSE_VERSION", 1)
+    with pytest.raises(ExportError, match=r"default delegate\)"):
+        case.verify(sparsely(case.dense))
 
 
 STAND_IN = """
@@ -170,7 +172,7 @@ def test_other_names_and_shapes(case):
         case.verify(expected={"output_0": value[:, :9]})
     # 17 = the first example alone, then all 16
     assert str(caught.value) == (
-        "Output 'output_0' of the file (default delegate) has shape (17, 10), the Keras model gives (17, 9)."
+        "Output 'output_0' of the file (LiteRT, default delegate) has shape (17, 10), the Keras model gives (17, 9)."
     )
 
 
