@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "SensitivityRegularizer": "keras_sensprune.training.regularizer",
     "PruneAtEpochEnd": "keras_sensprune.training.callback",
+    "Block": "keras_sensprune.formulas.structures",
+    "NofM": "keras_sensprune.formulas.structures",
     "Sensitivity": "keras_sensprune.formulas.sensitivity",
     "add_regularizer": "keras_sensprune.training.targets",
     "make_pruning_step": "keras_sensprune.training.session",
@@ -30,6 +32,8 @@ _PUBLIC = {
     "plot_before_after": "keras_sensprune.reports.plot_sizes",
     "plot_size_waterfall": "keras_sensprune.reports.plot_sizes",
     "export_tflite": "keras_sensprune.export.tflite",
+    "inspect_tflite": "keras_sensprune.export.inspection",
+    "benchmark_tflite": "keras_sensprune.export.latency",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

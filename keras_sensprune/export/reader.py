@@ -269,7 +269,8 @@ class _Reader:
             for field in FIELDS[OPTIONS[kind]]:
                 default = int("dilation" in field)
                 options[field] = self.scalar(holder, field, "b" if field == "padding" else "i", default)
-        return Operator(*self.codes[index], inputs, outputs, options)
+        name, version = self.codes[index]
+        return Operator(name, version, inputs, outputs, options)
 
     def signature(self, table: _Table, subgraphs: tuple[Subgraph, ...]) -> Signature:
         key, index = self.text(table, "signature_key"), self.scalar(table, "subgraph_index", "I")

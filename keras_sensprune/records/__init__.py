@@ -2,6 +2,14 @@
 
 from keras_sensprune.records.codec import RECORD_TYPES, from_dict, from_json, to_dict, to_json
 from keras_sensprune.records.export import CandidateRecord, ExportRecord, TensorRecord
+from keras_sensprune.records.inspection import (
+    ConstantRecord,
+    ObstacleRecord,
+    OperatorCount,
+    SparseInferenceRecord,
+    TfliteRecord,
+)
+from keras_sensprune.records.latency import FileTiming, LatencyRecord, ThreadLatency
 from keras_sensprune.records.sparsity import HISTOGRAM_EDGES, LayerRecord, SparsityReport
 from keras_sensprune.records.training import DemoRecord, PruneRecord, Recipe, RunRecord
 
@@ -9,14 +17,22 @@ __all__ = [
     "HISTOGRAM_EDGES",
     "RECORD_TYPES",
     "CandidateRecord",
+    "ConstantRecord",
     "DemoRecord",
     "ExportRecord",
+    "FileTiming",
+    "LatencyRecord",
     "LayerRecord",
+    "ObstacleRecord",
+    "OperatorCount",
     "PruneRecord",
     "Recipe",
     "RunRecord",
+    "SparseInferenceRecord",
     "SparsityReport",
     "TensorRecord",
+    "TfliteRecord",
+    "ThreadLatency",
     "from_dict",
     "from_json",
     "to_dict",
