@@ -31,6 +31,7 @@ _PUBLIC = {
     "plot_report": "keras_sensprune.reports.plot",
     "plot_before_after": "keras_sensprune.reports.plot_sizes",
     "plot_size_waterfall": "keras_sensprune.reports.plot_sizes",
+    "compact": "keras_sensprune.compaction.model",
     "export_tflite": "keras_sensprune.export.tflite",
     "inspect_tflite": "keras_sensprune.export.inspection",
     "benchmark_tflite": "keras_sensprune.export.latency",

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "datasets": {"errors"},
     "training": {"errors", "records", "formulas"},
     "census": {"errors", "records", "formulas.counting", "training.targets", "training.regularizer"},
+    "compaction": {"errors", "records", "census", "formulas.counting", "training.targets"},
     "export": {"errors", "records", "census", "formulas.counting", "training.targets"},
     "reports": {"errors", "records"},
     "pipeline": {

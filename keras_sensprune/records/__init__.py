@@ -1,6 +1,7 @@
 """Frozen results: numbers and strings, JSON in and out. Nothing here imports NumPy or Keras."""
 
 from keras_sensprune.records.codec import RECORD_TYPES, from_dict, from_json, to_dict, to_json
+from keras_sensprune.records.compaction import CompactedLayer, CompactionRecord, CompactionStop
 from keras_sensprune.records.export import CandidateRecord, ExportRecord, TensorRecord
 from keras_sensprune.records.inspection import (
     ConstantRecord,
@@ -18,6 +19,9 @@ __all__ = [
     "RECORD_TYPES",
     "CandidateRecord",
     "ConstantRecord",
+    "CompactedLayer",
+    "CompactionRecord",
+    "CompactionStop",
     "DemoRecord",
     "ExportRecord",
     "FileTiming",

@@ -1,0 +1,1 @@
+"""Dead units out: which units can go, and the smaller, equivalent Keras model."""

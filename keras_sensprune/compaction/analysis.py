@@ -1,0 +1,193 @@
+"""Which units of a model can go: units are followed through the graph, constants are carried along."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from keras_sensprune.compaction.graph import Call, Graph
+from keras_sensprune.compaction.layers import rule_for
+from keras_sensprune.compaction.producers import Producer
+from keras_sensprune.compaction.rules import Array, Rule, stop
+
+_NO_CHANNELS = stop("its last axis has no fixed size")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Analysis:
+    """What may be removed, and what the layers need to know for it.
+
+    Attributes:
+        rules: rule by id of the layer.
+        kept: per tensor id which channels stay.
+        constants: per tensor id the value of each channel, NaN where it varies.
+        stops: (layer, reason) of the layers that stand in the way.
+    """
+
+    rules: dict[int, Rule]
+    kept: dict[int, Array]
+    constants: dict[int, Array]
+    stops: tuple[tuple[Any, str], ...]
+
+
+class _Units:
+    """Unit ids of tensors; ids that must go together are joined."""
+
+    def __init__(self) -> None:
+        self.parent: list[int] = []
+
+    def new(self, count: int) -> Array:
+        first = len(self.parent)
+        self.parent.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def root(self, unit: int) -> int:
+        while self.parent[unit] != unit:
+            self.parent[unit] = self.parent[self.parent[unit]]
+            unit = self.parent[unit]
+        return unit
+
+    def roots(self, units: Array) -> Array:
+        return np.array([self.root(int(unit)) for unit in units], int)
+
+    def join(self, one: Array, other: Array) -> None:
+        for a, b in zip(one, other, strict=True):
+            first, second = sorted((self.root(int(a)), self.root(int(b))))
+            self.parent[second] = first
+
+
+def analyze(graph: Graph, round_to: int) -> Analysis:
+    """Follow units and constants through the graph and decide what can go.
+
+    A unit can go if every layer that reads it does so with zero weights only, or can take its constant value over into
+    a bias. Of every layer at least one unit stays; beyond that, widths are rounded up by units that could have gone.
+
+    Args:
+        graph: the calls of a model.
+        round_to: widths are kept a multiple of this where the layer has enough units.
+
+    Returns:
+        The decision, for every tensor.
+    """
+    walk = _Walk(graph)
+    for call in graph.calls:
+        walk.visit(call)
+    pinned = walk.pinned()
+    removable = np.array([not pinned[root] for root in walk.units.roots(np.arange(len(walk.units.parent)))], bool)
+    for units in walk.own_units():
+        _round_up(removable, walk.units.roots(units), round_to)
+    kept = {tensor: ~removable[walk.units.roots(units)] for tensor, units in walk.channels.items()}
+    stops = tuple((call.operation, reason) for call, reason in walk.stops.values())
+    return Analysis(walk.rules, kept, walk.constants, stops)
+
+
+def _round_up(removable: Array, units: Array, round_to: int) -> None:
+    """Put back the first removable units until the layer's width is a multiple of `round_to`, and at least 1."""
+    left = int(np.count_nonzero(~removable[units]))
+    wanted = min(len(units), max(1, -(-left // round_to) * round_to))
+    for unit in units:
+        if left >= wanted:
+            return
+        if removable[unit]:
+            removable[unit] = False
+            left += int(np.count_nonzero(units == unit))
+
+
+class _Walk:
+    """One pass through the calls, in the order of computation."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.units = _Units()
+        self.channels: dict[int, Array] = {}
+        self.constants: dict[int, Array] = {}
+        self.rules: dict[int, Rule] = {}
+        self.stops: dict[int, tuple[Call, str]] = {}
+        self.needed: list[Array] = []  # unit ids that must stay
+        self.readers: dict[int, list[tuple[Array, Array]]] = {}  # layer -> (channels, constants) of each call
+        self.own: dict[int, Array] = {}  # layer -> its own units
+        for tensor in graph.inputs:
+            self._pin(self._fresh(tensor))
+
+    def visit(self, call: Call) -> None:
+        rule = self._rule(call)
+        inputs = [self.channels[tensor] for tensor in call.inputs]
+        if rule.kind == "stops":
+            for units in inputs:
+                self._pin(units)
+            for tensor in call.outputs:
+                self._pin(self._fresh(tensor))
+            return
+        (output,) = call.outputs
+        shapes = self._shapes(call)
+        constants = [self.constants[tensor] for tensor in call.inputs]
+        for other in inputs[1:]:
+            if len(other) == len(inputs[0]) and rule.couples:
+                self.units.join(inputs[0], other)
+        known = self.own.get(id(call.operation)) if isinstance(rule, Producer) else None
+        channels = rule.channels(inputs, shapes, self.units.new) if known is None else known
+        if isinstance(rule, Producer):
+            self.own[id(call.operation)] = channels
+        self.channels[output] = channels
+        self.constants[output] = np.asarray(rule.constants(constants, shapes), np.float64)
+        self.readers.setdefault(id(call.operation), []).append((inputs[0], constants[0]))
+        held = rule.holds(self.constants[output])
+        self._pin(channels[held])
+
+    def pinned(self) -> Array:
+        """Per unit id whether its root must stay."""
+        for tensor in self.graph.outputs:
+            self._pin(self.channels[tensor])
+        for layer, calls in self.readers.items():
+            if self.rules[layer].kind == "stops":  # found to be one at a later call
+                for units, _ in calls:
+                    self._pin(units)
+                self._pin(self.own.get(layer, np.zeros(0, int)))
+                continue
+            units, constants = calls[0][0], calls[0][1].copy()
+            for other, values in calls[1:]:  # a shared layer has one weight for all its calls, and one bias
+                self.units.join(units, other)
+                constants[~np.equal(constants, values)] = np.nan
+            self._pin(units[self.rules[layer].needs(constants)])
+        pinned = np.zeros(len(self.units.parent), bool)
+        for units in self.needed:
+            pinned[self.units.roots(units)] = True
+        return pinned
+
+    def own_units(self) -> list[Array]:
+        """The units of each layer that has its own."""
+        return list(self.own.values())
+
+    def _rule(self, call: Call) -> Rule:
+        layer = call.operation
+        if id(layer) in self.rules and self.rules[id(layer)].kind == "stops":
+            return self.rules[id(layer)]
+        rule = self.rules.get(id(layer)) or rule_for(layer)
+        shapes = self._shapes(call)
+        reason = rule.obstacle(shapes)
+        with_channels = shapes if rule.reads_channels else shapes[-1:]
+        if not reason and any(not shape or shape[-1] is None for shape in with_channels):
+            reason = _NO_CHANNELS.reason
+        if not reason and (len(call.outputs) != 1 or call.constants):
+            reason = "it is called with more than tensors"
+        if reason:
+            self.stops.setdefault(id(layer), (call, reason))
+            rule = stop(reason)(layer)
+        self.rules[id(layer)] = rule
+        return rule
+
+    def _shapes(self, call: Call) -> list[Any]:
+        return [self.graph.shapes[tensor] for tensor in (*call.inputs, *call.outputs)]
+
+    def _fresh(self, tensor: int) -> Array:
+        """Units of their own for a tensor that nothing is known of."""
+        shape = self.graph.shapes[tensor]
+        count = shape[-1] if len(shape) > 1 and shape[-1] is not None else 1
+        self.channels[tensor] = self.units.new(count)
+        self.constants[tensor] = np.full(count, np.nan)
+        return self.channels[tensor]
+
+    def _pin(self, units: Array) -> None:
+        self.needed.append(np.asarray(units, int))

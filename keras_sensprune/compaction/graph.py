@@ -1,0 +1,76 @@
+"""The graph of a Sequential or functional model as plain calls. The only file here that knows Keras' private graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from keras_sensprune.errors import ModelError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a layer or operation.
+
+    Attributes:
+        operation: the layer, or a Keras operation without weights.
+        inputs: ids of the tensors that it takes.
+        outputs: ids of the tensors that it makes.
+        constants: whether it takes arrays or nested structures beside tensors and plain numbers.
+    """
+
+    operation: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    constants: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """The calls of a model in the order of computation.
+
+    Attributes:
+        calls: all calls but those of the input layers.
+        inputs, outputs: ids of the model's tensors.
+        shapes: shape by tensor id, None where a size is free.
+    """
+
+    calls: tuple[Call, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    shapes: dict[int, tuple[int | None, ...]]
+
+
+def read_graph(model: Any) -> Graph:
+    """The graph of a model.
+
+    Raises:
+        ModelError: if the model is neither Sequential nor functional (a subclassed model has no graph), or not built.
+    """
+    functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    if not model.built or functional is None or not hasattr(functional, "_nodes_by_depth"):
+        state = "not built" if not model.built else "neither Sequential nor functional, so it has no graph"
+        raise ModelError(f"The model {model.name!r} is {state}. Compaction needs the graph; build it from layers.")
+    calls, shapes = [], {}
+    for tensor in (*functional.inputs, *functional.outputs):
+        shapes[id(tensor)] = tuple(tensor.shape)
+    for depth in sorted(functional._nodes_by_depth, reverse=True):
+        for node in functional._nodes_by_depth[depth]:
+            for tensor in node.outputs:
+                shapes[id(tensor)] = tuple(tensor.shape)
+            if node.is_input:
+                continue
+            leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+            plain = (keras.KerasTensor, int, float, bool, str, type(None))
+            calls.append(
+                Call(
+                    node.operation,
+                    tuple(id(tensor) for tensor in node.arguments.keras_tensors),
+                    tuple(id(tensor) for tensor in node.outputs),
+                    not all(isinstance(leaf, plain) for leaf in leaves),
+                )
+            )
+    inputs, outputs = (tuple(id(t) for t in tensors) for tensors in (functional.inputs, functional.outputs))
+    return Graph(tuple(calls), inputs, outputs, shapes)
