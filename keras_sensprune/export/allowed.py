@@ -12,7 +12,7 @@ import math
 
 from keras_sensprune.errors import ExportError
 
-LARGEST_LEDGER = 4096  # inputs of an int8 layer in 1x16 blocks: the kernel counts the blocks of a row in one byte
+LARGEST_LEDGER = 4096  # inputs of a dynamic layer in 1x16 blocks: its kernel counts the blocks of a row in one byte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ RULES = (
     Rule("dynamic", _FC, "csr", False, _SHORT, "1x16 blocks, or dense int8 and gzip"),
     Rule("dynamic", _FC, "csr + densify", False, _NOT_LOADED, "1x16 blocks, or dense int8 and gzip"),
     Rule("dynamic", _CONV, "csr + densify", False, _NOT_LOADED, "dense int8 and gzip"),
-    Rule("int8", _FC, "1x16", True, "native kernel, version 8 of FULLY_CONNECTED", multiple=16, largest=LARGEST_LEDGER),
+    Rule("int8", _FC, "1x16", True, "native kernel, version 8 of FULLY_CONNECTED", multiple=16),
     Rule("int8", _FC, "csr", False, _NO_KERNEL, "1x16 blocks, or dense int8 and gzip"),
     Rule("int8", _FC, "csr + densify", False, _NOT_LOADED, "1x16 blocks, or dense int8 and gzip"),
     Rule("int8", _CONV, "csr + densify", True, "expanded when the file is loaded: saves bytes, not time"),

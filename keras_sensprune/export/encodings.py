@@ -98,7 +98,9 @@ def _encode_site(model: Any, site: Site, encoding: str, codes: dict[int, int]) -
 
 def _compressed(values: np.ndarray, block: int) -> tuple[np.ndarray, list[Any]]:
     """Stored values and metadata of all dimensions; the last one is compressed, in blocks of so many entries."""
-    rows = values.reshape(-1, values.shape[-1] // block, block)
+    width = values.shape[-1]
+    rows = np.pad(values.reshape(-1, width), [(0, 0), (0, -width % block)])  # a last block that is not full
+    rows = rows.reshape(len(rows), -1, block)
     row, column = np.nonzero(np.any(rows != 0, axis=2))
     if not len(row):  # an empty buffer means "no constant" in a file: keep one explicit zero (block)
         row, column = np.zeros((2, 1), int)
