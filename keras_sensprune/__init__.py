@@ -34,6 +34,7 @@ _PUBLIC = {
     "compact": "keras_sensprune.compaction.model",
     "export_tflite": "keras_sensprune.export.tflite",
     "inspect_tflite": "keras_sensprune.export.inspection",
+    "check_sparse_inference": "keras_sensprune.export.eligibility",
     "benchmark_tflite": "keras_sensprune.export.latency",
 }
 

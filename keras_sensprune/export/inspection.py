@@ -60,7 +60,7 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TfliteRecord:
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
         raise argument_error("path", "the name of a .tflite file", path)
     file = read_tflite(path)
-    constants = _Constants(file)
+    constants = Constants(file)
     found = [constants.record(s, t) for s, graph in enumerate(file.subgraphs) for t in _constants(file, graph)]
     counts = collections.Counter((op.name, op.version) for graph in file.subgraphs for op in graph.operators)
     operators = tuple(OperatorCount(name, version, n) for (name, version), n in counts.most_common())
@@ -85,7 +85,7 @@ def _constants(file: TfliteFile, graph: Subgraph) -> list[int]:
     return [t for t, tensor in enumerate(graph.tensors) if len(file.stored(tensor)) or tensor.sparsity is not None]
 
 
-class _Constants:
+class Constants:
     """Turns constants into records; what was counted once is not counted again."""
 
     def __init__(self, file: TfliteFile) -> None:
@@ -98,14 +98,11 @@ class _Constants:
     def record(self, s: int, t: int) -> ConstantRecord:
         graph, tensor = self.file.subgraphs[s], self.file.subgraphs[s].tensors[t]
         stored = self.file.stored(tensor)
-        entries = tensor.size
-        if tensor.sparsity is None:
-            encoding, index_bytes, expected = "dense", 0, entries
-        else:
-            expected = self._sound_entries(tensor)
+        entries, zeros = self.count(tensor)
+        encoding, index_bytes = "dense", 0
+        if tensor.sparsity is not None:
             encoding = encoding_name(tensor.shape, tensor.sparsity)
             index_bytes = sum(dimension.bytes for dimension in tensor.sparsity.dimensions)
-        zeros = self._zeros(tensor, stored, entries, expected)
         uses = uses_of(graph, t)
         execution = execution_of(graph, t, encoding, uses)
         expanded = encoding != "dense" and any(use.densified for use in uses)
@@ -137,11 +134,17 @@ class _Constants:
             raise self._fail(tensor, f"the index arrays are damaged: {entries}")
         return entries
 
-    def _zeros(self, tensor: Tensor, stored: np.ndarray, entries: int, expected: int) -> int:
-        """Entries that mean zero, once the buffer was found to have the right size."""
+    def count(self, tensor: Tensor) -> tuple[int, int]:
+        """Entries of a constant, and how many mean zero.
+
+        Raises:
+            DataError: if its buffer or its index arrays do not fit its shape.
+        """
+        stored, entries = self.file.stored(tensor), tensor.size
+        expected = entries if tensor.sparsity is None else self._sound_entries(tensor)
         bits = TYPES[tensor.type][1]
         if not bits:  # strings and handles
-            return 0
+            return entries, 0
         needed = -(-expected * bits // 8)
         if any(size < 0 for size in tensor.shape) or len(stored) != needed:
             raise self._fail(tensor, f"the buffer has {len(stored)} bytes, shape and type want {needed}")
@@ -153,7 +156,7 @@ class _Constants:
             if self.counted > _MOST_COUNTING * len(self.file.data):
                 raise self._fail(tensor, "the buffer is used by far too many tensors of other types")
             self.nonzeros[key] = self._nonzeros(tensor, stored, expected, point or 0)
-        return entries - self.nonzeros[key]
+        return entries, entries - self.nonzeros[key]
 
     def _nonzeros(self, tensor: Tensor, stored: np.ndarray, expected: int, point: int) -> int:
         bits, kind = TYPES[tensor.type][1:]

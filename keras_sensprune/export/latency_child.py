@@ -70,7 +70,8 @@ def _fill(interpreter: Interpreter) -> None:
 
 def _time(interpreter: Interpreter, seconds: float, fewest: int) -> list[float]:
     """Seconds of each run, for so long and at least so often."""
-    clock, times = time.perf_counter, []
+    clock = time.perf_counter
+    times: list[float] = []
     end = clock() + seconds
     while len(times) < fewest or clock() < end:
         start = clock()
