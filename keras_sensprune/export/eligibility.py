@@ -17,7 +17,7 @@ from keras_sensprune.records.inspection import ObstacleRecord, SparseInferenceRe
 
 NOTE = (
     "Rules read from the source of XNNPACK and LiteRT and probed on x86 with a patched copy of the library; not "
-    "measured on ARM. On x86 processors with AVX this path is switched off, whatever the file: there convolutions run dense."
+    "measured on ARM. On x86 processors with AVX this path is switched off, whatever the file: convolutions run dense."
 )
 
 
