@@ -65,7 +65,7 @@ def test_results_that_exist_are_kept(quick):
 def test_an_output_folder_that_cannot_be_written_is_refused_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     output = str(tmp_path / "file" / "out")
-    assert main(["demo", "--output", output]) == 1
+    assert main(["demo", "--output", output]) == 2
     error = capsys.readouterr().err
     assert error.startswith(
         f"sensprune: Argument `output` must be a folder that can be written to. Received: {output!r}."

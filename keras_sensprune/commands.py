@@ -1,0 +1,168 @@
+"""What the command line does with files: a `.keras` or `.tflite` file in, a record (and perhaps a new file) out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pathlib
+import secrets
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_sensprune.errors import DataError, argument_error
+from keras_sensprune.records import CompactionRecord, ExportRecord, SparsityReport
+from keras_sensprune.records.inspection import TfliteRecord
+from keras_sensprune.records.latency import LatencyRecord
+
+
+def report_file(path: str) -> SparsityReport | TfliteRecord:
+    """What a file holds, layer by layer (`.keras`) or tensor by tensor (`.tflite`).
+
+    Raises:
+        ArgumentError: if the name ends in neither.
+        DataError: if the file cannot be read as what its name says.
+    """
+    if _suffix(path, ".keras", ".tflite") == ".tflite":
+        return inspect_file(path)
+    from keras_sensprune.census import sparsity_report
+
+    return sparsity_report(load_keras(path))
+
+
+def inspect_file(path: str) -> TfliteRecord:
+    """Tensors, encodings and execution of a `.tflite` file; neither Keras nor LiteRT is started.
+
+    Raises:
+        ArgumentError: if the name does not end in .tflite.
+        DataError: if the file cannot be read.
+    """
+    _suffix(path, ".tflite")
+    from keras_sensprune.export.inspection import inspect_tflite
+
+    return inspect_tflite(path)
+
+
+def compact_file(path: str, output: str, *, round_to: int = 16, overwrite: bool = False) -> CompactionRecord:
+    """Takes the dead units out of a `.keras` model and saves the smaller one.
+
+    Raises:
+        ArgumentError: if a path or `round_to` is not allowed, before anything is read.
+        DataError, ModelError: if the model cannot be loaded or compacted.
+    """
+    _suffix(path, ".keras")
+    target = _target(output, ".keras", overwrite)
+    from keras_sensprune.compaction.model import compact
+
+    model, record = compact(load_keras(path), round_to=round_to)
+    with _temporary(target) as temporary:
+        model.save(temporary)
+    return record
+
+
+def export_file(path: str, output: str, *, representative: str | None = None, **options: Any) -> ExportRecord:
+    """Exports a `.keras` model as a checked `.tflite` file.
+
+    Args:
+        path: the model.
+        output: the file to write.
+        representative: an .npy or .npz file of example inputs (an .npz with one array per input name); int8 needs it.
+        **options: of `export_tflite`.
+
+    Raises:
+        ArgumentError, DataError, ModelError, ExportError: as `export_tflite`; nothing is written then.
+    """
+    _suffix(path, ".keras")
+    _target(output, ".tflite", bool(options.get("overwrite")))
+    from keras_sensprune.export.tflite import export_tflite
+
+    if representative is not None:
+        options["representative_data"] = _examples(representative)
+        options["data"] = _first(options["representative_data"], 256)
+    return export_tflite(load_keras(path), output, **options)
+
+
+def bench_files(paths: list[str], *, pairs: int, threads: tuple[int, ...], batch: int) -> list[LatencyRecord]:
+    """Latency of every further `.tflite` file against the first, in interleaved pairs of fresh processes.
+
+    Raises:
+        ArgumentError: if there are fewer than two files or a name does not end in .tflite.
+        DataError, ExportError: if a file cannot be read or run.
+    """
+    for path in paths:
+        _suffix(path, ".tflite")
+    if len(paths) < 2:
+        raise argument_error("FILE", "two or more .tflite files, the first of which is the baseline", paths)
+    from keras_sensprune.export.latency import benchmark_tflite
+
+    return [benchmark_tflite(paths[0], path, pairs=pairs, threads=threads, batch=batch) for path in paths[1:]]
+
+
+def load_keras(path: str) -> Any:
+    """A Keras model from a `.keras` file, without its compile state; code inside the file is never run.
+
+    Raises:
+        DataError: naming the file and the first line of what Keras says.
+    """
+    if not zipfile.is_zipfile(path):
+        reason = "it does not exist" if not os.path.exists(path) else "it is no zip archive, as .keras files are"
+        raise DataError(f"Cannot read {path!r} as a Keras model: {reason}.")
+    import keras
+
+    import keras_sensprune.training.regularizer  # noqa: F401  registers our regularizer for load_model
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises many types for damaged files
+        first = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+        raise DataError(f"Cannot read {path!r} as a Keras model: {first}") from error
+
+
+def _suffix(path: str, *allowed: str) -> str:
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix not in allowed:
+        raise argument_error("FILE", f"the name of a file that ends in {' or '.join(allowed)}", path)
+    return suffix
+
+
+def _target(output: str, suffix: str, overwrite: bool) -> pathlib.Path:
+    """`output`, if a file may be written there; found out before anything is computed."""
+    target = pathlib.Path(output)
+    if target.suffix.lower() != suffix:
+        raise argument_error("output", f"a file name that ends in {suffix}", output)
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK | os.X_OK):
+        raise argument_error("output", "in a folder that exists and may be written to", output)
+    if target.is_dir() or (os.path.lexists(target) and not overwrite):
+        raise argument_error("output", "a file that does not exist", output, "Pass --overwrite to replace it.")
+    return target
+
+
+@contextlib.contextmanager
+def _temporary(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name beside `target` that becomes `target` if all goes well, and is removed if not."""
+    file = target.with_name(f".{secrets.token_hex(8)}-{target.name}")
+    try:
+        yield file
+        os.replace(file, target)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _examples(path: str) -> Any:
+    """The arrays of an .npy or .npz file; never a pickle."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        arrays = {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"Cannot read {path!r} as an .npy or .npz file: {str(error).splitlines()[0]}") from None
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def _first(data: Any, count: int) -> Any:
+    return {name: value[:count] for name, value in data.items()} if isinstance(data, dict) else data[:count]
