@@ -8,11 +8,38 @@ from collections.abc import Callable
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_sensprune.export.allowed import encodings_for
+from keras_sensprune.errors import ExportError
+from keras_sensprune.export.allowed import check_allowed, encodings_for
 from keras_sensprune.export.encodings import encode, encoded_bytes, stored_bytes
 from keras_sensprune.export.sites import Site, sparse_sites
 
 FASTER = 0.97  # a sparse weight must bring the whole file below this share of its time, or it stays dense
+
+
+def forced(data: bytes, encoding: str, quantize: str) -> dict[int, str]:
+    """The one encoding for every weight of the kind that it is for and that has zeros.
+
+    Args:
+        data: a dense `.tflite` file.
+        encoding: "csr + densify" for convolutions, others for dense layers.
+        quantize: number format of the file.
+
+    Raises:
+        ExportError: if a weight cannot have it, with the reason and the alternative, or there is no such weight.
+    """
+    structure = "convolution" if encoding == "csr + densify" else "dense layer"
+    model = schema.ModelT.InitFromPackedBuf(data)
+    if quantize == "float16":  # its weights are behind DEQUANTIZE, where no sparse weight can be
+        check_allowed(quantize, structure, encoding, (1,))
+    sites = [site for site in sparse_sites(model) if site.structure == structure]
+    chosen = {}
+    for site in sites:
+        if not np.all(site.values(model)):
+            check_allowed(site.dtype, site.structure, encoding, site.shape)
+            chosen[site.buffer] = encoding
+    if not chosen:
+        raise ExportError(f"No {structure} of the model has zeros that could be stored as {encoding!r}.")
+    return chosen
 
 
 def smallest(data: bytes, gzipped: bool) -> dict[int, str]:

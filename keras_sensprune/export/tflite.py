@@ -19,6 +19,7 @@ from keras_sensprune.errors import (
     number_argument,
 )
 from keras_sensprune.export import convert, verify, writing
+from keras_sensprune.export.encodings import BLOCKS
 from keras_sensprune.records import ExportRecord
 
 
@@ -60,7 +61,9 @@ def export_tflite(
             Zeros stay exactly zero in all of them.
         representative_data: for "int8", example inputs as for `model.predict` (a hundred or more that look like real
             ones): the ranges of the activations are taken from them.
-        sparse: "auto" chooses per weight; False leaves all weights dense.
+        sparse: "auto" chooses per weight; False leaves all weights dense. "csr", "1x4", "1x16" (dense layers) or
+            "csr + densify" (convolutions) ask for one encoding for all weights with zeros, or an error that says why
+            not.
         target: what "auto" looks for: "size" (the fewest bytes) or "latency" (what runs faster here, measured; a weight
             that brings no time stays dense).
         measure: which bytes count for "size": "raw", or "gzip" for files that are sent or stored compressed.
@@ -125,8 +128,8 @@ def _options(
 ) -> writing.Options:
     if quantize is not None:
         choice_argument("quantize", quantize, ("float16", "dynamic", "int8"))
-    if sparse != "auto" and sparse is not False:
-        raise argument_error("sparse", "'auto' or False", sparse)
+    if sparse is not False:
+        choice_argument("sparse", sparse, ("auto", *BLOCKS))
     choice_argument("target", target, ("size", "latency"))
     choice_argument("measure", measure, ("raw", "gzip"))
     if clusters is not None:
@@ -141,7 +144,7 @@ def _options(
     if not isinstance(runtimes, (tuple, list)) or not runtimes or not set(runtimes) <= set(known):
         raise argument_error("runtimes", f"a tuple of one or more of {', '.join(map(repr, known))}", runtimes)
     return writing.Options(
-        quantize or "float32", sparse == "auto", target, measure, clusters, tolerance, tuple(runtimes), overwrite
+        quantize or "float32", sparse or "none", target, measure, clusters, tolerance, tuple(runtimes), overwrite
     )
 
 

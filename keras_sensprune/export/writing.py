@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import secrets
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from keras_sensprune.errors import ExportError, argument_error
 from keras_sensprune.export import choices, encodings, flatbuffer, verify
 from keras_sensprune.export.clusters import clustered
+from keras_sensprune.export.latency import benchmark_tflite
 from keras_sensprune.formulas.counting import information_bits
 from keras_sensprune.records import CandidateRecord, ExportRecord, TensorRecord
 
@@ -47,7 +49,7 @@ class Options:
 
     Attributes:
         quantize: number format that the dense file has.
-        sparse: whether weights may be written sparse.
+        sparse: "auto", "none", or the one encoding that weights shall have.
         target: "size" or "latency".
         measure: "raw" or "gzip": the bytes that count for "size".
         clusters: values per weight tensor, or None.
@@ -57,7 +59,7 @@ class Options:
     """
 
     quantize: str = "float32"
-    sparse: bool = True
+    sparse: str = "auto"
     target: str = "size"
     measure: str = "raw"
     clusters: int | None = None
@@ -136,15 +138,19 @@ def _verified(
 def _best(
     dense: bytes, examples: Examples, options: Options, file: pathlib.Path
 ) -> tuple[bytes | None, list[tuple[str, bytes]]]:
-    """The sparse content to be checked, None if dense is best; and everything that was tried, by name."""
-    candidates = [("dense", dense)]
-    if not options.sparse:
-        return None, candidates
-    if options.target == "latency":
-        from keras_sensprune.export.latency import time_ratio
+    """The sparse content to be checked, None if dense is best; and everything that was tried, by name.
 
-        batch = examples.batch or 1
-        chosen = choices.fastest(dense, lambda a, b: time_ratio(a, b, batch=batch))
+    Raises:
+        ExportError: if an encoding was asked for that a weight cannot have.
+    """
+    candidates = [("dense", dense)]
+    if options.sparse == "none":
+        return None, candidates
+    if options.sparse != "auto":
+        forced = encodings.encode(dense, choices.forced(dense, options.sparse, options.quantize))
+        return forced, [*candidates, (f"sparse ({options.sparse})", forced)]
+    if options.target == "latency":
+        chosen = choices.fastest(dense, lambda a, b: _time_ratio(a, b, examples.batch or 1))
         if not chosen:
             return None, candidates
         candidates.append(("sparse (latency)", encodings.encode(dense, chosen)))
@@ -157,6 +163,16 @@ def _best(
     size: Callable[[bytes], int] = len if options.measure == "raw" else _gzip_size
     best = min((content for _, content in candidates), key=size)
     return (None if best is dense else best), candidates
+
+
+def _time_ratio(one: bytes, other: bytes, batch: int) -> float:
+    """Time of the second content / time of the first, in LiteRT on this machine, one thread."""
+    with tempfile.TemporaryDirectory(prefix="sensprune-") as folder:
+        files = [pathlib.Path(folder) / name for name in ("one.tflite", "other.tflite")]
+        for file, content in zip(files, (one, other), strict=True):
+            file.write_bytes(content)
+        record = benchmark_tflite(*files, threads=(1,), pairs=5, batch=batch, seconds=0.1)
+    return record.results[0].ratio
 
 
 def _checked_twin(
