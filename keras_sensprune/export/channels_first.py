@@ -14,8 +14,31 @@ from keras_sensprune.export.graph import Operator, Subgraph, TfliteFile
 
 STEM, INSIDE, END, OUTSIDE = "stem", "inside", "end", "outside"
 UNARY = frozenset(
-    "ABS CEIL COS ELU EXP FLOOR GELU HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG RELU RELU6 RELU_0_TO_1 RELU_N1_TO_1 ROUND "
-    "RSQRT SIGN SIN SQRT SQUARE TANH".split()  # noqa: SIM905
+    {
+        "ABS",
+        "CEIL",
+        "COS",
+        "ELU",
+        "EXP",
+        "FLOOR",
+        "GELU",
+        "HARD_SWISH",
+        "LEAKY_RELU",
+        "LOG",
+        "LOGISTIC",
+        "NEG",
+        "RELU",
+        "RELU6",
+        "RELU_0_TO_1",
+        "RELU_N1_TO_1",
+        "ROUND",
+        "RSQRT",
+        "SIGN",
+        "SIN",
+        "SQRT",
+        "SQUARE",
+        "TANH",
+    }
 )
 _STEM_RULE = (
     "a convolution larger than 1x1 must be the first one: 3x3, stride 2, 3 input channels, padded by 1 all round"

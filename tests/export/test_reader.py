@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_sensprune.errors import DataError
-from keras_sensprune.export import convert, encodings, flatbuffer, schema, sites
+from keras_sensprune.export import convert, flatbuffer, packing, schema, sites
 from keras_sensprune.export.inspection import inspect_tflite
 from keras_sensprune.export.reader import read_tflite
 
@@ -41,7 +41,7 @@ def sparse():
     dense = flatbuffer.positive_zeros(convert.convert_dense(model, convert.model_inputs(model, None)))
     ways = {(4, 3, 3, 2): "csr + densify", (8, 64): "1x4", (12, 8): "csr"}
     found = sites.sparse_sites(litert.ModelT.InitFromPackedBuf(dense))
-    return encodings.encode(dense, {site.buffer: ways[site.shape] for site in found})
+    return packing.encode(dense, {site.buffer: ways[site.shape] for site in found})
 
 
 def capital(field):
