@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "census": {"errors", "records", "formulas.counting", "training.targets", "training.regularizer"},
     "compaction": {"errors", "records", "census", "formulas.counting", "training.targets"},
     "export": {"errors", "records", "census", "formulas.counting", "formulas.clustering", "training.targets"},
+    "tfmot": {"errors", "records", "census", "export", "formulas.counting", "training.targets"},
     "reports": {"errors", "records"},
     "pipeline": {
         "errors",
