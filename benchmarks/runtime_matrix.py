@@ -64,7 +64,7 @@ def files(dtype: str, structure: str, encoding: str, inputs: int) -> tuple[bytes
     from ai_edge_litert import schema_py_generated as schema
 
     from keras_sensprune.export import convert
-    from keras_sensprune.export.encodings import BLOCKS, encode
+    from keras_sensprune.export.packing import BLOCKS, encode
     from keras_sensprune.export.sites import sparse_sites
 
     model = dense_layer(inputs) if structure == "dense layer" else convolution()
@@ -177,7 +177,7 @@ def model_answers(rule, inputs: int, x: np.ndarray) -> np.ndarray:
     """What Keras answers, for formats of which even the dense file is in doubt."""
     import keras
 
-    from keras_sensprune.export.encodings import BLOCKS
+    from keras_sensprune.export.packing import BLOCKS
 
     keras.utils.set_random_seed(0)
     model = dense_layer(inputs) if rule.structure == "dense layer" else convolution()

@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from keras_sensprune.errors import ExportError
 from keras_sensprune.export.allowed import check_allowed, encodings_for
-from keras_sensprune.export.encodings import encode, encoded_bytes, stored_bytes
+from keras_sensprune.export.packing import encode, encoded_bytes, stored_bytes
 from keras_sensprune.export.sites import Site, sparse_sites
 
 FASTER = 0.97  # a sparse weight must bring the whole file below this share of its time, or it stays dense

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from keras_sensprune.export.encodings import block_shape, index_bytes
+from keras_sensprune.export.packing import block_shape, index_bytes
 from keras_sensprune.export.sites import DTYPES, OPS, WEIGHT_POSITIONS, indices, operation, shape_of
 from keras_sensprune.records import TensorRecord
 

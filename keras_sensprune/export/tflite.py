@@ -19,7 +19,7 @@ from keras_sensprune.errors import (
     number_argument,
 )
 from keras_sensprune.export import convert, verify, writing
-from keras_sensprune.export.encodings import BLOCKS
+from keras_sensprune.export.packing import BLOCKS
 from keras_sensprune.records import ExportRecord
 
 

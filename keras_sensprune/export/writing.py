@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from keras_sensprune.errors import ExportError, argument_error
-from keras_sensprune.export import choices, encodings, flatbuffer, verify
+from keras_sensprune.export import choices, flatbuffer, packing, verify
 from keras_sensprune.export.clusters import clustered
 from keras_sensprune.export.latency import benchmark_tflite
 from keras_sensprune.formulas.counting import information_bits
@@ -147,17 +147,17 @@ def _best(
     if options.sparse == "none":
         return None, candidates
     if options.sparse != "auto":
-        forced = encodings.encode(dense, choices.forced(dense, options.sparse, options.quantize))
+        forced = packing.encode(dense, choices.forced(dense, options.sparse, options.quantize))
         return forced, [*candidates, (f"sparse ({options.sparse})", forced)]
     if options.target == "latency":
         chosen = choices.fastest(dense, lambda a, b: _time_ratio(a, b, examples.batch or 1))
         if not chosen:
             return None, candidates
-        candidates.append(("sparse (latency)", encodings.encode(dense, chosen)))
+        candidates.append(("sparse (latency)", packing.encode(dense, chosen)))
         return candidates[-1][1], candidates
     for name, gzipped in (("sparse (bytes)", False), ("sparse (gzip)", True)):
         chosen = choices.smallest(dense, gzipped)
-        content = encodings.encode(dense, chosen)
+        content = packing.encode(dense, chosen)
         if chosen and all(content != other for _, other in candidates):
             candidates.append((name, content))
     size: Callable[[bytes], int] = len if options.measure == "raw" else _gzip_size

@@ -11,7 +11,7 @@ import pytest
 
 from keras_sensprune import errors
 from keras_sensprune.errors import ArgumentError, ExportError, ModelError
-from keras_sensprune.export import convert, encodings, flatbuffer, tflite, verify
+from keras_sensprune.export import convert, flatbuffer, packing, tflite, verify
 from keras_sensprune.records import from_json, to_json
 from tests.export.test_flatbuffer import mlp, pruned
 
@@ -299,11 +299,11 @@ def corrupted(data, choices):
     return bytes(buffer)
 
 
-encode = encodings.encode
+encode = packing.encode
 
 
 def test_sparse_file_that_disagrees_gives_way_with_a_warning(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(encodings, "encode", corrupted)
+    monkeypatch.setattr(packing, "encode", corrupted)
     with pytest.warns(UserWarning, match=r"The sparse file was not used.*differs from the Keras model") as caught:
         record = export_tflite(small, tmp_path / "model.tflite")
     assert [os.path.basename(warning.filename) for warning in caught] == ["test_export.py"]

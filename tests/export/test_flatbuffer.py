@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from keras_sensprune.export import choices, convert, encodings, flatbuffer
+from keras_sensprune.export import choices, convert, flatbuffer, packing
 
 RESOLVERS = (OpResolverType.AUTO, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
 FULLY_CONNECTED = schema.BuiltinOperator.FULLY_CONNECTED
@@ -33,7 +33,7 @@ def converted(model):
 
 def sparsely(data):
     """The file with every weight encoded that gets smaller."""
-    return encodings.encode(data, choices.smallest(data, gzipped=False))
+    return packing.encode(data, choices.smallest(data, gzipped=False))
 
 
 def mlp(*sizes):

@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from keras_sensprune.errors import ExportError
-from keras_sensprune.export import convert, encodings, verify
+from keras_sensprune.export import convert, packing, verify
 from tests.export.test_flatbuffer import converted, mlp, packed, pruned, read, sparsely
 
 
@@ -122,7 +122,7 @@ def test_nan_in_the_file(case):
 def test_sparse_weights_below_version_8_are_caught(case, monkeypatch):
     """Why the version is raised: the default delegate takes the operation and reads the short buffer as dense."""
     assert case.verify(sparsely(case.dense)).max_difference <= 1e-6
-    monkeypatch.setattr(encodings, "SPARSE_VERSION", 1)
+    monkeypatch.setattr(packing, "SPARSE_VERSION", 1)
     with pytest.raises(ExportError, match=r"default delegate\)"):
         case.verify(sparsely(case.dense))
 
