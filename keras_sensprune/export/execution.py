@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from keras_sensprune.export.graph import Operator, Subgraph
+from keras_sensprune.export.allowed import LARGEST_LEDGER
+from keras_sensprune.export.graph import Operator, Subgraph, Tensor
 from keras_sensprune.export.layout import trailing_inputs
 
 NATIVE, DENSIFIED, DENSE = "native sparse kernel", "densified at load", "dense"
 UNSUPPORTED = "unsupported: "
-SPARSE_VERSION, LARGEST_LEDGER = 8, 4096
+SPARSE_VERSION = 8
 _CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
 _SHORT = "reads the short buffer as if it were dense"
 
@@ -88,13 +89,18 @@ def _execution(subgraph: Subgraph, tensor: int, encoding: str, use: Use) -> str:
     if use.densified:
         reason = _densify_problem(subgraph, operator, constant.dtype)
         return f"{UNSUPPORTED}{reason}" if reason else DENSIFIED
-    reason = _direct_problem(operator, constant.dtype, constant.shape, encoding, use.position)
+    reason = _direct_problem(operator, constant, encoding, use.position, _activations(subgraph, operator))
     return f"{UNSUPPORTED}{reason}" if reason else NATIVE
+
+
+def _activations(subgraph: Subgraph, operator: Operator) -> str:
+    """Number format of what an operator computes with."""
+    return subgraph.tensors[operator.inputs[0]].dtype if operator.inputs[0] >= 0 else ""
 
 
 def _densify_problem(subgraph: Subgraph, operator: Operator, dtype: str) -> str:
     """Why a constant behind DENSIFY does not run, or ""."""
-    activations = subgraph.tensors[operator.inputs[0]].dtype if operator.inputs[0] >= 0 else ""
+    activations = _activations(subgraph, operator)
     if dtype != "int8" or operator.name not in ("FULLY_CONNECTED", *_CONVOLUTIONS):
         return ""
     if activations == "int16":
@@ -106,20 +112,20 @@ def _densify_problem(subgraph: Subgraph, operator: Operator, dtype: str) -> str:
     return ""
 
 
-def _direct_problem(operator: Operator, dtype: str, shape: tuple[int, ...], encoding: str, position: int) -> str:
+def _direct_problem(operator: Operator, constant: Tensor, encoding: str, position: int, activations: str) -> str:
     """Why a sparse constant that an operator reads itself does not run, or ""."""
+    dtype, kind = constant.dtype, (constant.dtype, encoding)
     if operator.name != "FULLY_CONNECTED" or position != 1:
         return f"{operator.name} has no sparse kernel and {_SHORT}"
-    if dtype == "float32" and encoding in ("csr", "1x4"):
-        needed = True
-    elif dtype == "int8" and encoding == "1x16":
-        needed = shape[-1] <= LARGEST_LEDGER
-        if not needed:
-            return f"the int8 kernel is silently wrong above {LARGEST_LEDGER} inputs, here are {shape[-1]}"
-    elif dtype == "int8" and encoding == "csr":
+    if kind == ("int8", "csr"):
         return f"FULLY_CONNECTED has no kernel for single int8 zeros: an error, or the delegate {_SHORT}"
-    else:
+    if kind not in (("float32", "csr"), ("float32", "1x4"), ("int8", "1x16")):
         return f"FULLY_CONNECTED has no kernel for {encoding} of {dtype}"
+    if activations not in ("float32", dtype):
+        return f"FULLY_CONNECTED has no kernel for {encoding} of {dtype} with {activations} activations"
+    inputs = constant.shape[-1]
+    if dtype == "int8" and activations == "float32" and inputs > LARGEST_LEDGER:
+        return f"the kernel for float activations is silently wrong above {LARGEST_LEDGER} inputs, here are {inputs}"
     if operator.version != SPARSE_VERSION:
         return (
             f"FULLY_CONNECTED has version {operator.version}, not {SPARSE_VERSION}: the default delegate takes it and "
