@@ -13,18 +13,20 @@ from keras_sensprune.records.inspection import (
 from keras_sensprune.records.latency import FileTiming, LatencyRecord, ThreadLatency
 from keras_sensprune.records.sparsity import HISTOGRAM_EDGES, LayerRecord, SparsityReport
 from keras_sensprune.records.training import DemoRecord, PruneRecord, Recipe, RunRecord
+from keras_sensprune.records.zeros import KeptZerosRecord
 
 __all__ = [
     "HISTOGRAM_EDGES",
     "RECORD_TYPES",
     "CandidateRecord",
-    "ConstantRecord",
     "CompactedLayer",
     "CompactionRecord",
     "CompactionStop",
+    "ConstantRecord",
     "DemoRecord",
     "ExportRecord",
     "FileTiming",
+    "KeptZerosRecord",
     "LatencyRecord",
     "LayerRecord",
     "ObstacleRecord",

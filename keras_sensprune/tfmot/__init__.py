@@ -1,1 +1,1 @@
-"""The bridge to TF-MOT and tf_keras (Keras 2): there and back, quantization-aware training and clustering that keep zeros."""
+"""The bridge to TF-MOT and tf_keras (Keras 2): there and back, quantization-aware training, clustering; zeros kept."""

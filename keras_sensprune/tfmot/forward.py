@@ -73,7 +73,7 @@ class _Builder:
 
     def __init__(self, tf_keras: Any, fusions: dict[int, tuple[int, str]]) -> None:
         self.tf_keras = tf_keras
-        self.fused = {layer: name for layer, name in fusions.values()}
+        self.fused = dict(fusions.values())
         self.gone = set(fusions)
         self.pairs: dict[int, tuple[Any, Any]] = {}
         self.names: collections.Counter[str] = collections.Counter()

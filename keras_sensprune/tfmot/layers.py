@@ -57,7 +57,7 @@ class Row:
 _CONV = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate", "groups", "activation")
 _TRANSPOSED = ("filters", "kernel_size", "strides", "padding", "output_padding", "data_format", "dilation_rate")
 _DEPTHWISE = ("kernel_size", "strides", "padding", "depth_multiplier", "data_format", "dilation_rate", "activation")
-_SEPARABLE = tuple(name for name in _CONV if name != "groups") + ("depth_multiplier", "use_bias")
+_SEPARABLE = (*(name for name in _CONV if name != "groups"), "depth_multiplier", "use_bias")
 _POOL = ("pool_size", "strides", "padding", "data_format")
 _GLOBAL = ("data_format", "keepdims")
 _RNN = (
@@ -95,7 +95,7 @@ TABLE: dict[str, Row] = {
     "Reshape": Row(("target_shape",)),
     "Permute": Row(("dims",)),
     "RepeatVector": Row(("n",)),
-    "ZeroPadding1D": Row(("padding", "data_format")),
+    "ZeroPadding1D": Row(("padding",)),
     "ZeroPadding2D": Row(("padding", "data_format")),
     "ZeroPadding3D": Row(("padding", "data_format")),
     "Cropping1D": Row(("cropping",)),
