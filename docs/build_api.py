@@ -20,7 +20,21 @@ from keras_sensprune import errors, records
 PAGE = pathlib.Path(__file__).with_name("api.md")
 COMMAND = "python docs/build_api.py"
 # What the public functions return, in the order of first need.
-RECORDS = ("SparsityReport", "LayerRecord", "PruneRecord", "ExportRecord", "TensorRecord")
+RECORDS = (
+    "SparsityReport",
+    "LayerRecord",
+    "PruneRecord",
+    "ExportRecord",
+    "TensorRecord",
+    "TfliteRecord",
+    "ConstantRecord",
+    "OperatorCount",
+    "LatencyRecord",
+    "ThreadLatency",
+    "FileTiming",
+    "SparseInferenceRecord",
+    "ObstacleRecord",
+)
 _LISTS = ("Args", "Attributes", "Raises")
 _HEADING = re.compile(r"(Args|Attributes|Returns|Raises|Example|Reference):(?: (.+))?$")
 _NAME = re.compile(r"^([A-Za-z_][^:]*): ")

@@ -74,7 +74,8 @@ class Graph:
 
     def constant(self, tensor: int) -> bool:
         """Whether a tensor is known before the model runs; an input that is not given is."""
-        return tensor < 0 or len(self.file.stored(self.subgraph.tensors[self.source(tensor)])) > 0
+        source = self.source(tensor) if tensor >= 0 else -1
+        return source < 0 or len(self.file.stored(self.subgraph.tensors[source])) > 0
 
     def shape(self, tensor: int) -> tuple[int, ...]:
         """Shape of a tensor, () for an input that is not given."""
@@ -121,7 +122,7 @@ class Graph:
             return Verdict(
                 OUTSIDE, f"it computes in {quantized[0]}; only float32 and float16 run sparsely", "Export floats."
             )
-        rank4 = all(len(self.shape(t)) == 4 for t in (data or operator.inputs[:1]))
+        rank4 = all(len(self.shape(t)) == 4 for t in (operator.inputs[0], *data))
         if not rank4:
             return Verdict(
                 OUTSIDE, "its input has not four axes", "Keep (batch, height, width, channels) up to the mean."
