@@ -86,7 +86,7 @@ def cluster_preserving(
 
 def _wrapped(tf_keras: Any, tfmot: Any, source: Any, clusters: int, masks: dict[str, np.ndarray]) -> Any:
     """The model with clustering around its layers; TF-MOT reads the centroids off their weights."""
-    cluster = tfmot.clustering.keras.experimental.cluster.cluster_weights
+    cluster = tfmot.clustering.keras.experimental.cluster_weights
     start = tfmot.clustering.keras.CentroidInitialization.LINEAR
 
     def wrap(layer: Any) -> Any:

@@ -83,7 +83,11 @@ def export_quantized(
         quantized.model.inputs[0].shape[0],
     )
     options = writing.Options(
-        "int8", sparse == "auto", tolerance=tolerance, runtimes=tuple(runtimes), overwrite=overwrite
+        "int8",
+        "auto" if sparse == "auto" else "none",
+        tolerance=tolerance,
+        runtimes=tuple(runtimes),
+        overwrite=overwrite,
     )
     return writing.write_checked(dense, path, examples, options)
 

@@ -29,7 +29,7 @@ def fit_keeping_zeros(
     tf_keras = import_tf_keras()
     restored: collections.Counter[str] = collections.Counter()
 
-    class KeepZeros(tf_keras.callbacks.Callback):
+    class KeepZeros(tf_keras.callbacks.Callback):  # type: ignore[name-defined]
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             restored.update(set_back(kept))
 

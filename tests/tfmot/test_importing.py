@@ -1,0 +1,72 @@
+"""The process is left as it was, whatever was imported first; each case in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from keras_sensprune.errors import MissingPackageError
+from keras_sensprune.tfmot import importing
+
+FIRST = {
+    "keras": "import keras, tensorflow as tf",
+    "tensorflow": "import tensorflow as tf, keras",
+    "touched": "import tensorflow as tf, keras; tf.keras.Model",
+    "nothing": "",
+}
+SCRIPT = """
+import os, sys, warnings
+{first}
+warnings.filterwarnings("error", category=RuntimeWarning)
+filters = list(warnings.filters)
+before = os.environ.get("TF_USE_LEGACY_KERAS")
+from keras_sensprune.tfmot.importing import import_tf_keras, import_tfmot
+tf_keras, tfmot = import_tf_keras(), import_tfmot()
+import keras, tensorflow as tf
+from keras_sensprune import from_tf_keras, to_tf_keras
+net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+from_tf_keras(to_tf_keras(net))
+tfmot.sparsity.keras.prune_low_magnitude(to_tf_keras(net))
+assert os.environ.get("TF_USE_LEGACY_KERAS") == before, os.environ.get("TF_USE_LEGACY_KERAS")
+assert warnings.filters[: len(filters)] == filters or set(filters) <= set(warnings.filters)
+assert filters[0] in warnings.filters
+print("KERAS", tf.keras.__version__[0], tf_keras.__version__[0])
+"""
+
+
+def run(script, **environment):
+    kept = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_tf_keras_and_environment_stay(first):
+    done = run(SCRIPT.format(first=FIRST[first]))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "KERAS 3 2" in done.stdout
+
+
+def test_who_chose_keras_2_keeps_it():
+    done = run(SCRIPT.format(first=FIRST["tensorflow"]), TF_USE_LEGACY_KERAS="1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "KERAS 2 2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "package, load", [("tf_keras", "import_tf_keras"), ("tensorflow_model_optimization", "import_tfmot")]
+)
+def test_a_missing_package_names_the_extra(monkeypatch, package, load):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=r"keras-sensprune\[tfmot\]"):
+        getattr(importing, load)()
+    assert "TF_USE_LEGACY_KERAS" not in os.environ
+
+
+def test_the_environment_is_given_back_after_an_exception(monkeypatch):
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")
+    with pytest.raises(KeyError), importing.process_kept():
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"
+        raise KeyError
+    assert os.environ["TF_USE_LEGACY_KERAS"] == "0"

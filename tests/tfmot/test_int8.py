@@ -1,0 +1,201 @@
+"""Training for int8 and clustering: no zero is lost, neither in the model nor in the file."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_sensprune import cluster_preserving, export_quantized, export_tflite, quantize_aware, to_tf_keras
+from keras_sensprune.errors import ArgumentError, ExportError, ModelError
+from keras_sensprune.export.flatbuffer import weight_tensors
+from keras_sensprune.tfmot.exporting import _check_zeros
+
+KERNELS = {"conv": (3, 3, 1, 4), "conv_bn": (1, 1, 4, 8), "dw": (3, 3, 8, 1), "fc": (128, 16), "head": (16, 3)}
+LOSS = "sparse_categorical_crossentropy"
+
+
+def pruned_model():
+    """A network with every pattern: separate ReLU, separate Activation, BatchNormalization, depthwise; 75 % zeros."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1), name="image"),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.ReLU(name="relu"),
+            layers.Conv2D(8, 1, name="conv_bn"),
+            layers.BatchNormalization(name="bn"),
+            layers.ReLU(name="relu_bn"),
+            layers.DepthwiseConv2D(3, name="dw"),
+            layers.Flatten(name="flat"),
+            layers.Dense(16, name="fc"),
+            layers.Activation("relu", name="act"),
+            layers.Dense(3, activation="softmax", name="head"),
+        ],
+        name="net",
+    )
+    generator = np.random.default_rng(3)
+    for layer in model.layers:
+        if layer.name in KERNELS:
+            value = generator.normal(size=KERNELS[layer.name]) * 0.3
+            layer.kernel.assign(value * (generator.permutation(value.size).reshape(value.shape) % 4 == 0))
+    return model
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = np.random.default_rng(4)
+    return generator.normal(size=(64, 8, 8, 1)).astype("float32"), generator.integers(0, 3, 64)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return pruned_model()
+
+
+@pytest.fixture(scope="module")
+def quantized(model, data):
+    return quantize_aware(model, data, loss=LOSS, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def exported(quantized, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / "net.tflite"
+    return export_quantized(quantized, path, data=data[0]), path
+
+
+def test_every_layer_keeps_its_zeros_and_is_trained(quantized, model):
+    sizes = {row.layer: (row.weights, row.zeros_before) for row in quantized.layers}
+    assert sizes == {name: (int(np.prod(s)), int(np.prod(s)) * 3 // 4) for name, s in KERNELS.items()}
+    assert {row.layer: row.kept_by for row in quantized.layers} == dict.fromkeys(KERNELS, "TF-MOT") | {"dw": "mask"}
+    for row in quantized.layers:
+        variable, mask = quantized.kernels[row.layer]
+        before = model.get_layer(row.layer).kernel.numpy()
+        assert np.array_equal(mask, before != 0)
+        assert not np.any(variable.numpy()[~mask])
+        assert row.zeros_after >= row.zeros_before
+        assert not np.array_equal(variable.numpy(), before)  # it did learn
+
+
+def test_zeros_that_the_scheme_would_lose_are_set_back(quantized):
+    restored = {row.layer: row.restored for row in quantized.layers}
+    assert restored["dw"] > 0  # TF-MOT leaves depthwise layers out
+    assert restored["fc"] == restored["head"] == restored["conv"] == restored["conv_bn"] == 0  # so none is in the hole
+
+
+def test_the_model_that_was_given_is_not_changed(model, quantized):
+    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), pruned_model().get_weights(), strict=True))
+
+
+def test_the_int8_file_read_back_has_the_zeros_and_agrees(exported, quantized):
+    record, path = exported
+    assert record.quantize == "int8" and path.stat().st_size == record.bytes
+    tensors = {int(np.prod(t.shape)): t for t in weight_tensors(path.read_bytes())}
+    for row in quantized.layers:
+        found = tensors[row.weights]
+        assert found.dtype == "int8"
+        assert row.zeros_before <= found.zeros < row.weights
+    # softmax answers of order 0.3 with 8 bits: several steps of 1/256 after five layers, far from garbage (0.5)
+    assert record.max_difference < 0.1
+    assert record.examples == 64
+
+
+def test_a_file_that_lost_zeros_is_refused(exported, quantized):
+    import dataclasses
+
+    tensors = exported[0].tensors
+    worse = tuple(dataclasses.replace(t, zeros=t.zeros // 2) for t in tensors)
+    _check_zeros(quantized, tensors)
+    with pytest.raises(ExportError, match="zeros in the weights of"):
+        _check_zeros(quantized, worse)
+
+
+def test_nothing_is_overwritten(quantized, tmp_path):
+    path = tmp_path / "old.tflite"
+    path.write_bytes(b"old")
+    with pytest.raises(ArgumentError, match="overwrite=True"):
+        export_quantized(quantized, path)
+    with pytest.raises(ArgumentError, match="example inputs of the shapes"):
+        export_quantized(quantized, tmp_path / "new.tflite", data=np.zeros((2, 3), "float32"))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["old.tflite"]
+
+
+@pytest.mark.parametrize("clusters", [4, 16])
+def test_clusters_are_few_and_zeros_stay(model, data, clusters):
+    clustered = cluster_preserving(model, data, loss=LOSS, clusters=clusters)
+    for name in KERNELS:
+        before, after = (m.get_layer(name).kernel.numpy() for m in (model, clustered))
+        assert not np.any(after[before == 0])
+        if name != "dw":
+            assert len(np.unique(after)) <= clusters
+            assert np.count_nonzero(after)
+
+
+def test_a_clustered_model_goes_to_int8_with_its_zeros(model, data, tmp_path):
+    clustered = cluster_preserving(model, data, loss=LOSS, clusters=8, epochs=0)
+    path = tmp_path / "net.tflite"
+    export_tflite(clustered, path, quantize="int8", representative_data=data[0], data=data[0], runtimes=("litert",))
+    tensors = {int(np.prod(t.shape)): t for t in weight_tensors(path.read_bytes())}
+    for name, shape in KERNELS.items():
+        size = int(np.prod(shape))
+        assert tensors[size].dtype == "int8" and tensors[size].zeros >= size * 3 // 4, name
+
+
+def dense_with(layer):
+    return keras.Sequential([keras.Input((6, 4)), layer, keras.layers.Dense(2, name="fc")], name="net")
+
+
+@pytest.mark.parametrize(
+    "layer, reason",
+    [
+        (keras.layers.Conv1D(2, 3, name="bad"), "no int8 training"),
+        (keras.layers.LSTM(2, name="bad"), "no int8 training"),
+        (keras.layers.LayerNormalization(name="bad"), "no int8 training"),
+        (keras.layers.BatchNormalization(name="bad"), "right after"),
+        (keras.layers.Dense(2, activation="elu", name="bad"), "activation 'elu'"),
+    ],
+)
+def test_layers_without_int8_training_are_named(layer, reason, data):
+    x = np.zeros((4, 6, 4), "float32")
+    with pytest.raises(ModelError, match=f"'bad'.*{reason}"):
+        quantize_aware(dense_with(layer), (x, x[..., 0]), loss="mse")
+
+
+def test_shared_layers_and_relu_that_cannot_be_fused_are_named():
+    x = keras.Input((4,), name="x")
+    shared = keras.layers.Dense(4, name="bad")
+    y = np.zeros((4, 4), "float32")
+    with pytest.raises(ModelError, match=r"'bad' .* more than once"):
+        quantize_aware(keras.Model(x, shared(shared(x)), name="net"), (y, y), loss="mse")
+    layers = [keras.Input((4,)), keras.layers.Dense(4, name="fc"), keras.layers.ReLU(max_value=6, name="bad")]
+    with pytest.raises(ModelError, match=r"'bad' .* right after a layer with weights"):
+        quantize_aware(keras.Sequential(layers, name="net"), (y, y), loss="mse")
+
+
+def test_a_tf_keras_model_can_be_given(model, data):
+    copy = to_tf_keras(model)
+    before = copy.get_weights()
+    result = quantize_aware(copy, data, loss=LOSS)
+    assert [row.zeros_after >= row.zeros_before > 0 for row in result.layers] == [True] * 5
+    assert all(np.array_equal(a, b) for a, b in zip(copy.get_weights(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"optimizer": keras.optimizers.SGD(0.1)}, "optimizer"),
+        ({"loss": keras.losses.MeanSquaredError()}, "loss"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_wrong_arguments(model, data, change, name):
+    with pytest.raises(ArgumentError, match=f"`{name}`"):
+        quantize_aware(model, data, **({"loss": LOSS} | change))
+
+
+def test_wrong_data(model, data):
+    for wrong in (data[0], (data[0], data[1][:3]), (data[0] * np.nan, data[1])):
+        with pytest.raises(ArgumentError, match="`data`"):
+            quantize_aware(model, wrong, loss=LOSS)
+    with pytest.raises(ArgumentError, match="`clusters`"):
+        cluster_preserving(model, data, loss=LOSS, clusters=2)
