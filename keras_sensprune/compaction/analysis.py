@@ -12,7 +12,7 @@ from keras_sensprune.compaction.layers import rule_for
 from keras_sensprune.compaction.producers import Producer
 from keras_sensprune.compaction.rules import Array, Rule, stop
 
-_NO_CHANNELS = stop("its last axis has no fixed size")
+_NO_CHANNELS = "its last axis has no fixed size"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,12 +166,13 @@ class _Walk:
             return self.rules[id(layer)]
         rule = self.rules.get(id(layer)) or rule_for(layer)
         shapes = self._shapes(call)
-        reason = rule.obstacle(shapes)
         with_channels = shapes if rule.reads_channels else shapes[-1:]
-        if not reason and any(not shape or shape[-1] is None for shape in with_channels):
-            reason = _NO_CHANNELS.reason
-        if not reason and (len(call.outputs) != 1 or call.constants):
+        if len(call.outputs) != 1 or call.constants:
             reason = "it is called with more than tensors"
+        elif any(not shape or shape[-1] is None for shape in with_channels):
+            reason = _NO_CHANNELS
+        else:
+            reason = rule.obstacle(shapes)
         if reason:
             self.stops.setdefault(id(layer), (call, reason))
             rule = stop(reason)(layer)

@@ -50,7 +50,7 @@ OPERATIONS: dict[str, type[Rule]] = {
     **dict.fromkeys(("Add", "Subtract", "Maximum", "Minimum"), rules.Merge),
     "Multiply": rules.Multiply,
     **dict.fromkeys(("Relu", "Relu6", "Sigmoid", "Silu", "Tanh", "Gelu", "Elu", "LeakyRelu"), rules.Elementwise),
-    **dict.fromkeys(("HardSigmoid", "HardSilu", "Softplus", "Softsign", "Selu", "Exp", "Abs"), rules.Elementwise),
+    **dict.fromkeys(("HardSigmoid", "HardSilu", "Softplus", "Softsign", "Selu", "Exp", "Absolute"), rules.Elementwise),
 }
 
 

@@ -181,8 +181,7 @@ def _examples(model: Any, data: Any) -> Any:
     """Inputs in the structure of the model: the user's, or seeded random ones."""
     structure = model.input if not isinstance(model, keras.Sequential) else model.inputs[0]
     if data is not None:
-        keras.tree.assert_same_structure(structure, data)
-        return keras.tree.map_structure(np.asarray, data)
+        return _fitting(structure, data)
     generator = np.random.default_rng(0)
 
     def random(tensor: Any) -> Any:
@@ -196,6 +195,21 @@ def _examples(model: Any, data: Any) -> Any:
         return values.astype(tensor.dtype)
 
     return keras.tree.map_structure(random, structure)
+
+
+def _fitting(structure: Any, data: Any) -> Any:
+    """The user's examples as arrays, if they fit the inputs."""
+    wanted, given = keras.tree.flatten(structure), [np.asarray(leaf) for leaf in keras.tree.flatten(data)]
+    fits = len(wanted) == len(given) and all(
+        array.ndim == len(tensor.shape)
+        and all(b is None or a == b for a, b in zip(array.shape, tensor.shape, strict=True))
+        for tensor, array in zip(wanted, given, strict=True)
+    )
+    if not fits:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in wanted)
+        raise argument_error("data", f"example inputs of the shapes {shapes}", [array.shape for array in given])
+    arrays = [array.astype(tensor.dtype) for tensor, array in zip(wanted, given, strict=True)]
+    return keras.tree.pack_sequence_as(structure, arrays)
 
 
 def _compared(model: Any, small: Any, inputs: Any, tolerance: float | None) -> tuple[float, float]:

@@ -16,9 +16,6 @@ class Producer(Rule):
 
     kind = COMPACTS
 
-    def obstacle(self, shapes: Sequence[Any]) -> str:
-        return "" if elementwise(self.layer.activation) else "its activation mixes channels or is not one of Keras"
-
     def size(self) -> int:
         """Number of units."""
         return self.weights[0].shape[-1]
@@ -45,6 +42,8 @@ class Dense(Producer):
         return self.weights[1].astype(np.float64) if self.layer.use_bias else np.zeros(self.size())
 
     def constants(self, inputs: list[Array], shapes: Sequence[Any]) -> Array:
+        if not elementwise(self.layer.activation):
+            return np.full(self.size(), np.nan)
         kernel, varies = self.kernel(), self._unfit(inputs[0])
         read = np.any(kernel[:, varies, :] != 0, axis=(0, 1))
         value = self.bias() + np.einsum("pio,i->o", kernel, np.where(varies, 0, inputs[0]))
@@ -52,6 +51,9 @@ class Dense(Producer):
 
     def needs(self, constants: Array) -> Array:
         return self._unfit(constants) & np.any(self.kernel() != 0, axis=(0, 2))
+
+    def holds(self, outputs: Array) -> Array:
+        return np.full(self.size(), not elementwise(self.layer.activation))  # softmax reads all units of its own
 
     def _unfit(self, constants: Array) -> Array:
         """Input channels that no bias can take over."""
@@ -115,8 +117,9 @@ class Depthwise(Conv):
     kind = PASSES
 
     def obstacle(self, shapes: Sequence[Any]) -> str:
-        last = self.layer.data_format == "channels_last"
-        return Dense.obstacle(self, shapes) if last else "its data_format is channels_first"
+        if not elementwise(self.layer.activation):
+            return "its activation mixes channels or is not one of Keras"
+        return "" if self.layer.data_format == "channels_last" else "its data_format is channels_first"
 
     def size(self) -> int:
         return math.prod(self.weights[0].shape[-2:])
@@ -133,6 +136,9 @@ class Depthwise(Conv):
 
     def needs(self, constants: Array) -> Array:
         return np.zeros(len(constants), bool)
+
+    def holds(self, outputs: Array) -> Array:
+        return np.zeros(len(outputs), bool)
 
     def shrunk(self, kept: Kept) -> tuple[dict[str, Any], list[Array]]:
         return {}, [self.weights[0][..., kept.inputs, :], *(bias[kept.outputs] for bias in self.weights[1:])]

@@ -31,6 +31,8 @@ def rebuild(model: Any, graph: Graph, analysis: Analysis, nested: Callable[[Any]
     weights: list[tuple[Any, list[Array]]] = []
 
     def clone(layer: Any) -> Any:
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # an operation without weights knows nothing of sizes
         if isinstance(layer, keras.Model):
             return nested(layer)
         settings, values = plans.get(id(layer), ({}, [np.asarray(v.numpy()) for v in layer.weights]))
