@@ -11,7 +11,7 @@ from keras_sensprune.errors import ModelError, argument_error
 from keras_sensprune.tfmot.backward import from_tf_keras
 from keras_sensprune.tfmot.fitting import fit_keeping_zeros, fit_options, training_data
 from keras_sensprune.tfmot.forward import to_tf_keras
-from keras_sensprune.tfmot.importing import import_tf_keras, import_tfmot, quiet_warnings
+from keras_sensprune.tfmot.importing import import_cluster_weights, import_tf_keras, import_tfmot, quiet_warnings
 
 _KERNELS = ("Dense", "Conv2D")
 
@@ -86,7 +86,7 @@ def cluster_preserving(
 
 def _wrapped(tf_keras: Any, tfmot: Any, source: Any, clusters: int, masks: dict[str, np.ndarray]) -> Any:
     """The model with clustering around its layers; TF-MOT reads the centroids off their weights."""
-    cluster = tfmot.clustering.keras.experimental.cluster_weights
+    cluster = import_cluster_weights()
     start = tfmot.clustering.keras.CentroidInitialization.LINEAR
 
     def wrap(layer: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -69,6 +70,20 @@ def import_tfmot() -> Any:
         except ImportError as error:
             raise _missing("tensorflow-model-optimization", error) from error
     return tfmot
+
+
+def import_cluster_weights() -> Any:
+    """TF-MOT's `cluster_weights` that can preserve zeros, which no public module of it names.
+
+    Raises:
+        MissingPackageError: if TF-MOT is not installed.
+    """
+    import_tfmot()
+    with process_kept():
+        module = importlib.import_module(
+            "tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster"
+        )
+    return module.cluster_weights
 
 
 def _missing(package: str, error: ImportError) -> MissingPackageError:

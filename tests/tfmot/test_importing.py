@@ -29,9 +29,8 @@ net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
 from_tf_keras(to_tf_keras(net))
 tfmot.sparsity.keras.prune_low_magnitude(to_tf_keras(net))
 assert os.environ.get("TF_USE_LEGACY_KERAS") == before, os.environ.get("TF_USE_LEGACY_KERAS")
-assert warnings.filters[: len(filters)] == filters or set(filters) <= set(warnings.filters)
-assert filters[0] in warnings.filters
-print("KERAS", tf.keras.__version__[0], tf_keras.__version__[0])
+assert warnings.filters == filters
+print("KERAS", issubclass(tf.keras.Model, keras.Model), issubclass(tf.keras.Model, tf_keras.Model))
 """
 
 
@@ -45,13 +44,14 @@ def run(script, **environment):
 def test_tf_keras_and_environment_stay(first):
     done = run(SCRIPT.format(first=FIRST[first]))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "KERAS 3 2" in done.stdout
+    assert "KERAS True False" in done.stdout
 
 
+@pytest.mark.slow
 def test_who_chose_keras_2_keeps_it():
     done = run(SCRIPT.format(first=FIRST["tensorflow"]), TF_USE_LEGACY_KERAS="1")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "KERAS 2 2" in done.stdout
+    assert "KERAS False True" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,12 @@ def test_a_missing_package_names_the_extra(monkeypatch, package, load):
 
 def test_the_environment_is_given_back_after_an_exception(monkeypatch):
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "0")
-    with pytest.raises(KeyError), importing.process_kept():
-        os.environ["TF_USE_LEGACY_KERAS"] = "1"
-        raise KeyError
+
+    def fail():
+        with importing.process_kept():
+            os.environ["TF_USE_LEGACY_KERAS"] = "1"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert os.environ["TF_USE_LEGACY_KERAS"] == "0"
