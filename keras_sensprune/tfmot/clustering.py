@@ -10,7 +10,7 @@ import numpy as np
 from keras_sensprune.errors import ModelError, argument_error
 from keras_sensprune.tfmot.backward import from_tf_keras
 from keras_sensprune.tfmot.fitting import fit_keeping_zeros, fit_options, training_data
-from keras_sensprune.tfmot.forward import to_tf_keras
+from keras_sensprune.tfmot.forward import to_tf_keras, weights_of
 from keras_sensprune.tfmot.importing import import_cluster_weights, import_tf_keras, import_tfmot, quiet_warnings
 
 _KERNELS = ("Dense", "Conv2D")
@@ -29,12 +29,12 @@ def cluster_preserving(
 ) -> keras.Model:
     """Cluster the weights of a pruned model with TF-MOT, train it further, and keep its zeros.
 
-    The kernels of Dense and Conv2D layers end with at most `clusters` values each, zero among them; other layers stay
-    as they are. Zeros that the training moves are set back. The result is a Keras 3 model again, so it can be reported
+    The kernels of Dense and Conv2D layers end with at most `clusters` values each, zero among them; other layers are
+    trained as they are. Zeros that the training moves are set back. The result is a Keras 3 model again, so it can be reported
     and exported: `export_tflite(clustered, path, quantize="int8", representative_data=x)`.
 
     Args:
-        model: a pruned Keras 3 model (Sequential or functional), or a functional tf_keras model. It is not changed.
+        model: a pruned Keras 3 or tf_keras model, Sequential or functional. It is not changed.
         data: training examples (x, y), or a `tf.data.Dataset` of batches.
         loss: name of a loss, a loss of tf_keras, or a function (y, y_pred).
         clusters: values per weight, zero among them, at least 3.
@@ -72,15 +72,26 @@ def cluster_preserving(
     masks = {layer.name: layer.kernel.numpy() != 0 for layer in source.layers if type(layer).__name__ in _KERNELS}
     if not masks:
         raise ModelError(f"Model {source.name!r} has no Dense or Conv2D layer to be clustered.")
+    others = {
+        f"{layer.name}/{i}": (variable, variable.numpy() != 0)
+        for layer in source.layers
+        if layer.name not in masks
+        for i, variable in enumerate(weights_of(layer))
+        if len(variable.shape) >= 2
+    }
     with quiet_warnings():
         wrapped = _wrapped(tf_keras, tfmot, source, clusters, masks)
-        kept = {name: (_original(wrapped, name), mask) for name, mask in masks.items()}
+        kept = {name: (_original(wrapped, name), mask) for name, mask in masks.items()} | others
         fit_keeping_zeros(wrapped, examples, kept, options)
         result = from_tf_keras(tfmot.clustering.keras.strip_clustering(wrapped))
     for name, mask in masks.items():
         value = result.get_layer(name).kernel.numpy()
         if np.any(value[~mask] != 0) or len(np.unique(value)) > clusters:
             raise ModelError(f"Layer {name!r} has lost zeros or clusters in the training.")
+    for name, (_, mask) in others.items():
+        layer, number = name.rsplit("/", 1)
+        if np.any(weights_of(result.get_layer(layer))[int(number)].numpy()[~mask] != 0):
+            raise ModelError(f"Layer {layer!r} has lost zeros in the training.")
     return result
 
 

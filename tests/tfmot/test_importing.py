@@ -29,7 +29,7 @@ net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
 from_tf_keras(to_tf_keras(net))
 tfmot.sparsity.keras.prune_low_magnitude(to_tf_keras(net))
 assert os.environ.get("TF_USE_LEGACY_KERAS") == before, os.environ.get("TF_USE_LEGACY_KERAS")
-assert warnings.filters == filters
+assert [f for f in warnings.filters if f in filters] == filters  # importing keras and tensorflow adds some
 print("KERAS", issubclass(tf.keras.Model, keras.Model), issubclass(tf.keras.Model, tf_keras.Model))
 """
 
@@ -55,7 +55,7 @@ def test_who_chose_keras_2_keeps_it():
 
 
 @pytest.mark.parametrize(
-    "package, load", [("tf_keras", "import_tf_keras"), ("tensorflow_model_optimization", "import_tfmot")]
+    ("package", "load"), [("tf_keras", "import_tf_keras"), ("tensorflow_model_optimization", "import_tfmot")]
 )
 def test_a_missing_package_names_the_extra(monkeypatch, package, load):
     monkeypatch.setitem(sys.modules, package, None)
