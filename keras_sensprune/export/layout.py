@@ -98,4 +98,4 @@ def _wrong_segments(dimension: Dimension, above: int, size: int) -> str:
 def trailing_inputs(shape: tuple[int, ...], encoding: str) -> int:
     """Inputs of the last axis that whole blocks cannot hold; a blocked tensor does not store them."""
     width = encoding.removeprefix("1x")
-    return shape[-1] % int(width) if shape and width.isdigit() and math.prod(shape) else 0
+    return shape[-1] % int(width) if shape and width.isdigit() and all(shape) else 0

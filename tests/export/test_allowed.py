@@ -62,13 +62,13 @@ def test_what_a_weight_may_be(dtype, structure, shape, encodings):
     [
         (
             ("dynamic", "dense layer", "csr", (10, 64)),
-            "A dense layer with dynamic weights of shape (10, 64) cannot be stored as 'csr': the default delegate reads "
-            "the short buffer as if it were dense. Use instead: 1x16 blocks, or dense int8 and gzip.",
+            "A dense layer with dynamic weights of shape (10, 64) cannot be stored as 'csr': the default delegate "
+            "reads the short buffer as if it were dense. Use instead: 1x16 blocks, or dense int8 and gzip.",
         ),
         (
             ("dynamic", "dense layer", "1x16", (10, 4112)),
-            "A dense layer with dynamic weights of shape (10, 4112) cannot be stored as '1x16': its 4112 inputs must be "
-            "a multiple of 16 and be at most 4096. Use instead: dense.",
+            "A dense layer with dynamic weights of shape (10, 4112) cannot be stored as '1x16': its 4112 inputs must "
+            "be a multiple of 16 and be at most 4096. Use instead: dense.",
         ),
         (
             ("float32", "dense layer", "1x4", (10, 63)),

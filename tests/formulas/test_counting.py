@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from keras_sensprune.formulas.counting import (
     compression_ratio,
     dead_recurrent_units,
     dead_units,
+    information_bits,
     magnitude_histogram,
     sparsity,
 )
@@ -79,3 +82,10 @@ def test_the_counts_add_up_to_the_nonzero_values(values, count):
     histogram = magnitude_histogram(np.array(values, np.float32), tuple(range(-3, count - 3)))
     assert len(histogram) == count - 1
     assert sum(histogram) == sum(value != 0 for value in values)
+
+
+@pytest.mark.parametrize(("total", "nonzero"), [(1, 0), (1, 1), (10, 3), (100, 50), (266200, 8228)])
+def test_information_is_the_values_and_the_choice_of_positions(total, nonzero):
+    exact = math.log2(math.comb(total, nonzero)) + 8 * nonzero
+    # lgamma is good to about 1e-15 of values up to 3e6, of which three are subtracted
+    assert information_bits(total, nonzero, 8) == pytest.approx(exact, abs=1e-7, rel=1e-9)
