@@ -34,6 +34,7 @@ RECORDS = (
     "FileTiming",
     "SparseInferenceRecord",
     "ObstacleRecord",
+    "KeptZerosRecord",
 )
 _LISTS = ("Args", "Attributes", "Raises")
 _HEADING = re.compile(r"(Args|Attributes|Returns|Raises|Example|Reference):(?: (.+))?$")

@@ -30,8 +30,8 @@ def cluster_preserving(
     """Cluster the weights of a pruned model with TF-MOT, train it further, and keep its zeros.
 
     The kernels of Dense and Conv2D layers end with at most `clusters` values each, zero among them; other layers are
-    trained as they are. Zeros that the training moves are set back. The result is a Keras 3 model again, so it can be reported
-    and exported: `export_tflite(clustered, path, quantize="int8", representative_data=x)`.
+    trained as they are. Zeros that the training moves are set back. The result is a Keras 3 model again, so it can be
+    reported and exported: `export_tflite(clustered, path, quantize="int8", representative_data=x)`.
 
     Args:
         model: a pruned Keras 3 or tf_keras model, Sequential or functional. It is not changed.

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from keras_sensprune import cluster_preserving, export_quantized, export_tflite, quantize_aware, to_tf_keras
 from keras_sensprune.errors import ArgumentError, ExportError, ModelError
@@ -99,6 +100,15 @@ def test_the_int8_file_read_back_has_the_zeros_and_agrees(exported, quantized):
     # softmax answers of order 0.3 with 8 bits: several steps of 1/256 after five layers, far from garbage (0.5)
     assert record.max_difference < 0.1
     assert record.examples == 64
+
+
+def test_activations_are_int8_too(exported):
+    # Dynamic quantization would store int8 weights as well, but compute in float.
+    model = schema.ModelT.InitFromPackedBuf(exported[1].read_bytes())
+    graph = model.subgraphs[0]
+    made = [int(i) for operator in graph.operators for i in operator.outputs if int(i) not in set(graph.outputs)]
+    kinds = {graph.tensors[i].type for i in made if model.buffers[graph.tensors[i].buffer].data is None}
+    assert kinds == {schema.TensorType.INT8}
 
 
 def test_a_file_that_lost_zeros_is_refused(exported, quantized):
