@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from keras_sensprune.export.graph import Dimension, Sparsity

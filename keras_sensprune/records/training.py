@@ -18,7 +18,12 @@ class PruneRecord:
         nonzero_before: how many were not zero before.
         nonzero: how many are not zero now.
         penalty: the penalty (strength * sum of R) of the decoupled weights after pruning.
-        kept_by_floor: labels of tensors that would have been emptied and kept their largest weight.
+        kept_by_floor: labels of tensors that would have been emptied and kept their largest weight (or group).
+        structure: what was pruned together, as text.
+        groups: groups of the structure, over the tensors to which it applies (a recurrent unit counts in both of its
+            tensors); 0 for "weight".
+        nonzero_groups: those of them that are not all zero.
+        by_weight: labels of tensors to which the structure does not apply: pruned weight by weight.
     """
 
     epoch: int
@@ -28,6 +33,10 @@ class PruneRecord:
     nonzero: int
     penalty: float
     kept_by_floor: tuple[str, ...] = ()
+    structure: str = "weight"
+    groups: int = 0
+    nonzero_groups: int = 0
+    by_weight: tuple[str, ...] = ()
 
     @property
     def sparsity(self) -> float:

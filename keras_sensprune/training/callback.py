@@ -9,6 +9,7 @@ import keras
 
 from keras_sensprune.errors import argument_error, number_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
+from keras_sensprune.formulas.structures import Block, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.session import attach, detach
 from keras_sensprune.training.step import PruningSession
@@ -25,12 +26,16 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
     other callback that is listed after this one.
 
     Args:
-        threshold: $T \ge 0$ on $|w|$.
+        threshold: $T \ge 0$ on $|w|$, or on the root mean square of a group.
         sensitivity: which sensitivity the rule uses; None means `Sensitivity()`.
         start_epoch: first epoch (from 0) after which weights are pruned; the shrinkage acts from the first step.
         frequency: prune after every so many epochs.
         keep_last_good: keep a copy of all weights of the last good epoch in host memory, and restore it when
             training meets a value that is not finite.
+        structure: what is pruned together: `"weight"`, each weight alone; `"unit"`, all incoming weights of an output
+            unit or filter (never of the model's output layers); `Block(1, 4)` or `Block(1, 16)`, consecutive inputs
+            of a unit; `NofM(kept=2, of=4)`, where at each pruning every group of 4 inputs keeps its 2 largest weights
+            whatever the threshold. Weights to which it does not apply are pruned one by one.
 
     Returns:
         A Keras callback. Its attribute `records` holds one `PruneRecord` per epoch of the last `fit`, with threshold 0
@@ -38,7 +43,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
 
     Raises:
         ArgumentError: if an argument is not allowed.
-        ModelError: at the start of `fit`, if no weight of the model carries a `SensitivityRegularizer`.
+        ModelError: at the start of `fit`, if no weight of the model carries a `SensitivityRegularizer`, or the
+            structure applies to none of them.
         TrainingError: at an epoch's end, if a step met NaN, infinity, or a class label out of range.
 
     Example:
@@ -63,6 +69,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         start_epoch: int = 0,
         frequency: int = 1,
         keep_last_good: bool = False,
+        *,
+        structure: str | Block | NofM = "weight",
     ):
         super().__init__()
         self.threshold = number_argument("threshold", threshold, "a finite number of at least 0")
@@ -71,6 +79,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         for name, value, low in (("start_epoch", start_epoch, 0), ("frequency", frequency, 1)):
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise argument_error(name, f"an integer of at least {low}", value)
+        self.structure = structure_argument(structure)
         self.sensitivity = sensitivity or Sensitivity()
         self.start_epoch = start_epoch
         self.frequency = frequency
@@ -92,7 +101,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Attaches the rule to the model's train step."""
         self.records, self._floored, self._good, self._begun = [], set(), None, False
-        self._session = attach(self.model, self.sensitivity)
+        self._session = attach(self.model, self.sensitivity, self.structure)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Before the first epoch (when every other callback has restored what it restores) zeros become permanent."""

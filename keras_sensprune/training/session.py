@@ -10,14 +10,15 @@ import keras
 
 from keras_sensprune.errors import argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
+from keras_sensprune.formulas.structures import Block, NofM
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.step import SESSION, PruningSession
 
 
-def attach(model: Any, sensitivity: Sensitivity) -> PruningSession:
+def attach(model: Any, sensitivity: Sensitivity, structure: str | Block | NofM = "weight") -> PruningSession:
     """Attaches a new session to a model's `train_step`, for `fit`."""
     detach(model)
-    session = PruningSession(model, sensitivity)
+    session = PruningSession(model, sensitivity, structure=structure)
     session.attach(in_fit=True)
     session.retrace()
     return session
@@ -100,7 +101,7 @@ class PruningStep:
         return self._session.step(data)
 
     def prune(self, threshold: float) -> PruneRecord:
-        """Sets every prunable |w| < threshold to zero; raises TrainingError if a step since the start was bad."""
+        """Sets every prunable |w| (or group) below the threshold to zero; raises TrainingError after a bad step."""
         self._session.raise_if_unhealthy()
         return self._session.prune(threshold)
 
@@ -116,7 +117,10 @@ class PruningStep:
 
 
 def make_pruning_step(
-    model: Any, sensitivity: Sensitivity | None = None, train_step: Callable[[Any], Any] | None = None
+    model: Any,
+    sensitivity: Sensitivity | None = None,
+    train_step: Callable[[Any], Any] | None = None,
+    structure: str | Block | NofM = "weight",
 ) -> PruningStep:
     """A step for custom training loops: the very function that `fit` uses.
 
@@ -125,6 +129,7 @@ def make_pruning_step(
         sensitivity: the configuration; None means `Sensitivity()`.
         train_step: `train_step(data) -> logs`, one update of the model's weights; None means
             `model.train_step`. If it computes its loss through `model.compute_loss`, the forward pass is shared.
+        structure: what is pruned together, as in `PruneAtEpochEnd`.
 
     Returns:
         A callable `step(data) -> logs` with `step.prune(threshold)` and `step.close()`; also a context manager.
@@ -150,4 +155,4 @@ def make_pruning_step(
     """
     if train_step is not None and not callable(train_step):
         raise argument_error("train_step", "a function data -> logs, or None", train_step)
-    return PruningStep(PruningSession(model, sensitivity or Sensitivity(), train_step))
+    return PruningStep(PruningSession(model, sensitivity or Sensitivity(), train_step, structure))

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_sensprune.formulas.penalty import insensitivity_penalty, penalty_with_exact_gradient
 from keras_sensprune.formulas.sensitivity import bounded_insensitivity, running_mean, scaled_sensitivity
+from keras_sensprune.formulas.structures import Layout, group_masks, group_sensitivity, n_of_m_mask
 from keras_sensprune.formulas.thresholds import threshold_mask
 
 # id(variable) -> its state, for the regularizer, which Keras calls with nothing but the variable. The states belong
@@ -52,14 +53,17 @@ class PrunedWeight:
         scale: `"raw"`, `"relative"` or `"relevance"`.
         momentum: of the running mean.
         curved: whether a curvature is computed for it.
+        layout: its groups; None where weights are pruned one by one.
     """
 
-    def __init__(self, target: Any, scale: str, momentum: float, curved: bool):
+    def __init__(self, target: Any, scale: str, momentum: float, curved: bool, layout: Layout | None = None):
         self.variable = target.variable
         self.regularizer = target.regularizer
         self.label = target.label
         self.scale = scale
         self.momentum = momentum
+        self.layout = layout
+        self.family: tuple[PrunedWeight, ...] = ()  # the weights over which its groups extend, itself among them
         self.silent = False  # True while a loss is computed that must not contain this penalty
         self.sensitivity = self._beside("zeros")
         self.mask = self._beside("ones")
@@ -98,27 +102,38 @@ class PrunedWeight:
         new = ops.cast(new, "float32")
         return new if self.scale == "raw" else running_mean(self.sensitivity, new, self.momentum)
 
+    def _scaled(self, weight: Any) -> Any:
+        """What takes the place of S, weight by weight."""
+        return scaled_sensitivity(self.scale, weight, ops.cast(self.sensitivity, weight.dtype))
+
+    def _effective(self, weight: Any) -> Any:
+        """What takes the place of S in 1 - S: that of each weight, or of the group to which it belongs."""
+        layout = self.layout
+        if layout is None or layout.kept:
+            return self._scaled(weight)
+        members = [(self, weight)] if not self.family else [(m, ops.convert_to_tensor(m.variable)) for m in self.family]
+        weights = [ops.stop_gradient(value) for _, value in members]
+        scaled = [m._scaled(value) for (m, _), value in zip(members, weights, strict=True)]
+        mean = group_sensitivity([m.layout for m, _ in members], weights, scaled)  # type: ignore[misc]
+        return ops.cast(layout.unfold(mean, ops), weight.dtype)
+
     def shrinkage(self) -> Any:
         """d = strength * w * max(0, 1 - S) with the weight and the sensitivity as they are now."""
         weight = ops.convert_to_tensor(self.variable)
-        factor = bounded_insensitivity(scaled_sensitivity(self.scale, weight, ops.cast(self.sensitivity, weight.dtype)))
-        return self.regularizer.strength * weight * factor
+        return self.regularizer.strength * weight * bounded_insensitivity(self._effective(weight))
 
     def coupled_penalty(self) -> Any:
         """strength * sum of R(w), with gradient strength * w * max(0, 1 - S)."""
         if self.silent:
             return ops.zeros(())
         weight = ops.convert_to_tensor(self.variable)
-        sensitivity = scaled_sensitivity(
-            self.scale, ops.stop_gradient(weight), ops.cast(self.sensitivity, weight.dtype)
-        )
+        sensitivity = self._effective(ops.stop_gradient(weight))
         return self.regularizer.strength * penalty_with_exact_gradient(weight, sensitivity, self.curvature)
 
     def penalty(self) -> float:
         """strength * sum of R(w), as a number for the log."""
         weight = ops.convert_to_tensor(self.variable)
-        sensitivity = scaled_sensitivity(self.scale, weight, ops.cast(self.sensitivity, weight.dtype))
-        value = insensitivity_penalty(weight, sensitivity, self.curvature)
+        value = insensitivity_penalty(weight, self._effective(weight), self.curvature)
         return self.regularizer.strength * float(ops.sum(value))
 
     def take_zeros(self) -> None:
@@ -126,18 +141,18 @@ class PrunedWeight:
         alive = self.variable.numpy() != 0
         self.mask.assign(alive.astype("float32") if alive.any() else np.ones_like(alive, "float32"))
 
-    def prune(self, threshold: float) -> tuple[int, int, bool]:
-        """Sets |w| < threshold to zero, for good.
-
-        Returns:
-            (nonzero before, nonzero after, whether the floor of one weight was needed).
-        """
-        value = self.variable.numpy()
-        mask, floored = threshold_mask(value, threshold, self.mask.numpy() != 0)
+    def apply(self, value: np.ndarray, mask: np.ndarray) -> tuple[int, int]:
+        """Makes `mask` the mask of this weight, which is `value` now; returns (nonzero before, nonzero after)."""
         self.mask.assign(mask.astype("float32"))
         kept = np.where(mask, value, np.zeros((), value.dtype))  # not w * mask, which would leave -0.0
         self.variable.assign(kept)
-        return int(np.count_nonzero(value)), int(np.count_nonzero(kept)), floored
+        return int(np.count_nonzero(value)), int(np.count_nonzero(kept))
+
+    def groups(self) -> tuple[int, int]:
+        """(groups, groups that are not all zero) of this tensor; (0, 0) where weights are pruned one by one."""
+        if self.layout is None:
+            return 0, 0
+        return self.layout.groups, int(np.count_nonzero(self.layout.sum((self.variable.numpy() != 0).astype(int))))
 
     def remask(self) -> None:
         """Applies the mask once more, after something else has set the weight (EMA, restored weights)."""
@@ -149,3 +164,28 @@ class PrunedWeight:
     def nonzero(self) -> int:
         """How many entries are not zero."""
         return int(np.count_nonzero(self.variable.numpy()))
+
+
+def prune_together(family: list[PrunedWeight], threshold: float) -> list[tuple[int, int, bool]]:
+    """Sets what is below the threshold to zero, for good, in weights whose groups extend over all of them.
+
+    Args:
+        family: one weight, or several with the same groups.
+        threshold: T >= 0. At 0 nothing is pruned, whatever the structure.
+
+    Returns:
+        Per weight (nonzero before, nonzero after, whether the floor of one weight or group was needed).
+    """
+    values = [weight.variable.numpy() for weight in family]
+    alive = [weight.mask.numpy() != 0 for weight in family]
+    layouts = [weight.layout for weight in family if weight.layout is not None]
+    if not layouts:
+        mask, floor = threshold_mask(values[0], threshold, alive[0])
+        masks, floored = [mask], [floor]
+    elif layouts[0].kept:
+        masks = [n_of_m_mask(layouts[0], values[0], alive[0])] if threshold > 0 else alive
+        floored = [False]
+    else:
+        masks, floored = group_masks(layouts, values, threshold, alive)
+    applied = [weight.apply(value, mask) for weight, value, mask in zip(family, values, masks, strict=True)]
+    return [(*counts, floor) for counts, floor in zip(applied, floored, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -14,11 +15,13 @@ from keras import ops
 
 from keras_sensprune.errors import ModelError, TrainingError, argument_error, number_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
+from keras_sensprune.formulas.structures import Block, Layout, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.gradients import SensitivityTape, curved_activation, forward_terms, loss_terms
+from keras_sensprune.training.grouping import group_weights
 from keras_sensprune.training.health import StepHealth
 from keras_sensprune.training.outputs import Terms, model_terms
-from keras_sensprune.training.state import PrunedWeight
+from keras_sensprune.training.state import PrunedWeight, prune_together
 from keras_sensprune.training.targets import prunable_weights
 
 SESSION = "_sensprune_session"  # attribute of an attached model; a registry would keep abandoned models alive
@@ -47,12 +50,21 @@ class PruningSession:
         model: a built and compiled Keras model.
         sensitivity: the configuration.
         train_step: replaces the model's own train step, for custom loops.
+        structure: what is pruned together.
     """
 
-    def __init__(self, model: Any, sensitivity: Sensitivity, train_step: Callable[[Any], Any] | None = None):
+    def __init__(
+        self,
+        model: Any,
+        sensitivity: Sensitivity,
+        train_step: Callable[[Any], Any] | None = None,
+        structure: str | Block | NofM = "weight",
+    ):
         if not isinstance(sensitivity, Sensitivity):
             raise argument_error("sensitivity", "a Sensitivity", sensitivity, "For example Sensitivity('specific').")
+        structure = structure_argument(structure)
         self.targets = prunable_weights(model)
+        self.grouping = group_weights(model, self.targets, structure)
         SensitivityTape(self.targets, sensitivity.reduction)  # refuses what it cannot do, before anything is changed
         self.model = model
         self.sensitivity = sensitivity
@@ -61,12 +73,20 @@ class PruningSession:
         self._shares_forward: bool | None = self._known_to_share(model)
         with model.distribute_strategy.scope():
             self.weights = [
-                PrunedWeight(t, sensitivity.scale, sensitivity.momentum, curved_activation(t) is not None)
-                for t in self.targets
+                self._state(t, layout) for t, layout in zip(self.targets, self.grouping.layouts, strict=True)
             ]
             self.health = StepHealth()
+        self.families = [[self.weights[number] for number in family] for family in self.grouping.families]
+        for family in self.families:
+            for weight in family if len(family) > 1 else ():
+                weight.family = tuple(family)
         self._step = _Step()
         self._saved: dict[str, Any] = {}
+
+    def _state(self, target: Any, layout: Layout | None) -> PrunedWeight:
+        whole_groups = layout is not None and not layout.kept  # their penalty has no second order
+        curved = curved_activation(target) is not None and not whole_groups
+        return PrunedWeight(target, self.sensitivity.scale, self.sensitivity.momentum, curved, layout)
 
     def _known_to_share(self, model: Any) -> bool | None:
         """Whether the user's step computes its loss through `compute_loss`: None means that it must be tried."""
@@ -276,7 +296,7 @@ class PruningSession:
     # Between the steps
 
     def prune(self, threshold: float, epoch: int = -1) -> PruneRecord:
-        """Sets every prunable |w| < threshold to zero, where it stays until `detach`.
+        """Sets every prunable |w| (or group) below the threshold to zero, where it stays until `detach`.
 
         Args:
             threshold: T >= 0.
@@ -286,7 +306,10 @@ class PruningSession:
             What was done. A tensor that would be emptied keeps its largest weight (the floor).
         """
         threshold = number_argument("threshold", threshold, "a finite number of at least 0")
-        results = [weight.prune(threshold) for weight in self.weights]
+        pruned = [prune_together(family, threshold) for family in self.families]
+        order = [number for family in self.grouping.families for number in family]
+        results = [r for _, r in sorted(zip(order, itertools.chain(*pruned), strict=True))]
+        groups = [weight.groups() for weight in self.weights]
         return PruneRecord(
             epoch=epoch,
             threshold=threshold,
@@ -295,6 +318,10 @@ class PruningSession:
             nonzero=sum(after for _, after, _ in results),
             penalty=sum(w.penalty() for w in self.weights if w.regularizer.decoupled),
             kept_by_floor=tuple(w.label for w, r in zip(self.weights, results, strict=True) if r[2]),
+            structure=self.grouping.structure,
+            groups=sum(whole for whole, _ in groups),
+            nonzero_groups=sum(kept for _, kept in groups),
+            by_weight=self.grouping.by_weight,
         )
 
     def raise_if_unhealthy(self) -> None:

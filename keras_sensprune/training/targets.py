@@ -167,15 +167,31 @@ def _named_layers(everything: list[Any], layers: Iterable[Any]) -> list[Any]:
 
 def _kernels(layer: Any, embeddings: bool) -> list[tuple[Any, Any, str]]:
     """(layer, variable, name of the regularizer's attribute) for each kernel that `layer` owns directly."""
+    return [found[:3] for found in _named_kernels(layer) if embeddings or found[3] != "embeddings"]
+
+
+def _named_kernels(layer: Any) -> list[tuple[Any, Any, str, str]]:
+    """(layer, variable, name of the regularizer's attribute, name of the variable's) for each kernel of `layer`."""
     own = {id(v) for v in layer._trainable_variables}
     found = []
     for name, attributes in _REGULARIZER_OF.items():
         variable = getattr(layer, "_" + name, None)
         variable = getattr(layer, name, None) if variable is None else variable
         attribute = next((a for a in attributes if hasattr(layer, a)), None)
-        if id(variable) in own and attribute and (embeddings or name != "embeddings"):
-            found.append((layer, variable, attribute))
+        if id(variable) in own and attribute:
+            found.append((layer, variable, attribute, name))
     return found
+
+
+def kernel_name(target: Target) -> str | None:
+    """Under which name (`"kernel"`, `"recurrent_kernel"`, ...) the target's layer holds it; None for anything else."""
+    found = (name for _, variable, _, name in _named_kernels(target.layer) if variable is target.variable)
+    return next(found, None)
+
+
+def holds_kernel(layer: Any) -> bool:
+    """Whether a layer owns a kernel directly, regularized or not."""
+    return bool(_named_kernels(layer))
 
 
 def _keep_in_config(everything: list[Any], regularizer: SensitivityRegularizer, marked: set[int]) -> None:
