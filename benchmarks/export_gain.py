@@ -153,7 +153,10 @@ def measure(rows: list[dict], folder: Path, rounds: int, batches: tuple[int, ...
     there = [row for row in rows if "failed" not in row]
     paths = [folder / row["file"] for row in there]
     for batch in batches:
-        found = benchmark_files(paths, threads=(1, 2) if batch == 1 else (1,), pairs=rounds, batch=batch)
+        settings = (
+            {"threads": (1, 2), "pairs": rounds} if batch == 1 else {"threads": (1,), "pairs": max(3, rounds // 2)}
+        )
+        found = benchmark_files(paths, batch=batch, seconds=0.2, **settings)
         for row, record in zip(there[1:], found, strict=True):
             row.setdefault("latency", []).append(to_dict(record))
 

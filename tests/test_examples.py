@@ -17,6 +17,10 @@ from keras_sensprune.records import SparsityReport
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 TFLITE = ("quickstart", "convnet", "lstm", "custom_loop")
+SEVERAL = {
+    "compact_and_export": {"dense.tflite", "compact.tflite"},
+    "int8_sparse": {"int8.tflite", "int8-aware.tflite"},
+}
 KERAS = ("pretrained",)
 
 
@@ -47,7 +51,7 @@ def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*TFLITE, *KERAS}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*TFLITE, *SEVERAL, *KERAS}
 
 
 @pytest.mark.parametrize("name", TFLITE)
@@ -57,6 +61,16 @@ def test_example_with_tflite_file(
     output = run(name, tmp_path, monkeypatch, capsys)
     assert [path.name for path in output.iterdir()] == ["model.tflite"]
     assert (output / "model.tflite").read_bytes()[4:8] == b"TFL3"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEVERAL)
+def test_example_with_several_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(name, tmp_path, monkeypatch, capsys)
+    assert {path.name for path in output.iterdir()} == SEVERAL[name]
+    assert all(path.read_bytes()[4:8] == b"TFL3" for path in output.iterdir())
 
 
 @pytest.mark.slow

@@ -95,3 +95,38 @@ def test_the_schema_of_the_file_format_has_what_sparse_weights_need():
     assert {"traversalOrder", "dimMetadata"} <= set(vars(parameters))
     assert schema.DimensionType.SPARSE_CSR != schema.DimensionType.DENSE
     assert {"arraySegmentsType", "arrayIndicesType"} <= set(vars(schema.DimensionMetadataT()))
+
+
+def test_a_graph_can_be_read():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="d")])
+    (node,) = (n for nodes in model._functional._nodes_by_depth.values() for n in nodes if not n.is_input)
+    assert node.operation.name == "d"
+    assert node.arguments.keras_tensors[0] is model._functional.inputs[0]
+    operation, index, _ = model.outputs[0]._keras_history
+    assert operation._inbound_nodes[index].input_tensors == list(node.input_tensors)
+
+
+def test_a_lambda_in_memory_can_be_copied():
+    from keras.src.saving import serialization_lib
+
+    layer = keras.layers.Lambda(lambda x: 2 * x)
+    with serialization_lib.SafeModeScope(False):
+        copy = keras.layers.Lambda.from_config(layer.get_config())
+    assert float(copy(keras.ops.ones(()))) == 2.0
+
+
+def test_a_graph_can_be_run_on_other_layers():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    seen = []
+    model._functional._run_through_graph(
+        np.ones((1, 3), "float32"), operation_fn=lambda operation: seen.append(operation.name) or operation
+    )
+    assert len(seen) == 1
+
+
+def test_both_runtimes_name_their_resolvers_alike():
+    from ai_edge_litert import interpreter as litert
+    from tensorflow.lite.python import interpreter as tflite
+
+    for name in ("AUTO", "BUILTIN_WITHOUT_DEFAULT_DELEGATES"):
+        assert getattr(litert.OpResolverType, name).name == getattr(tflite.OpResolverType, name).name
