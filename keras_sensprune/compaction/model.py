@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from keras_sensprune.compaction.rebuild import rebuild
 from keras_sensprune.errors import ModelError, argument_error, number_argument
 from keras_sensprune.records import CompactedLayer, CompactionRecord, CompactionStop
 from keras_sensprune.training.targets import check_model
+from keras_sensprune.untouched import model_untouched
 
 EXAMPLES = 16
 # The two models add the same terms in another order, and constants that were added up position by position are added
@@ -76,7 +76,7 @@ def compact(
     read_graph(model)
     inputs = _examples(model, data)
     small, layers, stops, rounds = _fixed_point(model, round_to)
-    with _state_kept(model):
+    with model_untouched(model):
         difference, allowed = _compared(model, small, inputs, tolerance)
     return small, CompactionRecord(
         model=model.name,
@@ -231,15 +231,3 @@ def _compared(model: Any, small: Any, inputs: Any, tolerance: float | None) -> t
             )
         worst, widest = max(worst, difference), max(widest, allowed)
     return worst, widest
-
-
-@contextlib.contextmanager
-def _state_kept(model: Any) -> Iterator[None]:
-    """Give back what calling a model may change: recurrent states, seeds."""
-    saved = [(variable, variable.numpy().copy()) for variable in model.non_trainable_variables]
-    try:
-        yield
-    finally:
-        for variable, value in saved:
-            if variable.numpy().tobytes() != value.tobytes():
-                variable.assign(value)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -21,6 +19,7 @@ from keras_sensprune.errors import (
 from keras_sensprune.export import convert, verify, writing
 from keras_sensprune.export.packing import BLOCKS
 from keras_sensprune.records import ExportRecord
+from keras_sensprune.untouched import model_untouched
 
 
 def export_tflite(
@@ -114,7 +113,7 @@ def export_tflite(
     arrays = convert.example_arrays(inputs, data)
     representative = _representative(inputs, options.quantize, representative_data)
     wanted = _labels(labels, data, len(arrays[inputs.names[0]]))
-    with _state_kept(model):
+    with model_untouched(model):
         dense = convert.convert_dense(model, inputs, options.quantize, representative)
         expected = convert.keras_outputs(model, inputs, arrays)
     first = next(iter(expected.values()))
@@ -179,21 +178,3 @@ def _check_model(model: Any) -> None:
     for variable in model.variables:
         if keras.backend.is_float_dtype(variable.dtype) and not np.all(np.isfinite(variable.numpy())):
             raise ExportError(f"The weight {variable.path!r} of the model holds NaN or infinity.")
-
-
-@contextlib.contextmanager
-def _state_kept(model: keras.Model) -> Iterator[None]:
-    """Give the model back what calling it changes: recurrent states, collected losses, marks set on its layers."""
-    saved = [(variable, variable.numpy().copy()) for variable in model.non_trainable_variables]
-    layers = [(layer, dict(vars(layer)), list(layer._losses)) for layer in model._flatten_layers()]
-    try:
-        yield
-    finally:
-        for variable, value in saved:
-            if variable.numpy().tobytes() != value.tobytes():
-                variable.assign(value)
-        for layer, attributes, losses in layers:
-            for name in vars(layer).keys() - attributes.keys():
-                del vars(layer)[name]
-            vars(layer).update(attributes)
-            layer._losses[:] = losses

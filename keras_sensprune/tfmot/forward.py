@@ -10,10 +10,10 @@ import numpy as np
 
 from keras_sensprune.errors import ModelError
 from keras_sensprune.export import convert, verify
-from keras_sensprune.export.tflite import _state_kept
 from keras_sensprune.tfmot.importing import import_tf_keras, quiet_warnings
 from keras_sensprune.tfmot.layers import inner_graph, settings_of
 from keras_sensprune.training.targets import check_model
+from keras_sensprune.untouched import model_untouched
 
 _FUSING = ("Dense", "Conv2D", "DepthwiseConv2D")
 
@@ -53,7 +53,7 @@ def to_tf_keras(model: Any, *, data: Any = None) -> Any:
     inputs = convert.model_inputs(model, data)
     arrays = convert.example_arrays(inputs, data)
     tf_keras = import_tf_keras()
-    with quiet_warnings(), _state_kept(model):
+    with quiet_warnings(), model_untouched(model):
         builder = _Builder(tf_keras, _fusions(graph))
         tensors = [
             tf_keras.Input(batch_shape=shape, dtype=dtype, name=name)
