@@ -64,8 +64,9 @@ class ExportRecord:
         examples: how many input examples were compared.
         quantize: "float32", "float16", "dynamic" or "int8".
         candidates: what was tried, in order.
-        information_bytes: the least that the file's weights need: the nonzero values and where they are, see
-            `formulas.counting.information_bits`; other constants and the graph are not counted.
+        information_bytes: what the weights hold: the nonzero values at full width and where they are, see
+            `formulas.counting.information_bits`; other constants and the graph are not counted. A gzipped file can be
+            smaller where values share bits.
         twin_difference: largest absolute difference between the file and its dense twin; 0 if it is dense.
         keras_error, error: percent of examples that the Keras model and the file get wrong, if labels were given.
     """

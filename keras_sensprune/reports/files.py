@@ -61,7 +61,7 @@ def _export(record: ExportRecord) -> str:
     smaller = f"{record.dense_bytes / record.bytes:.1f}x smaller than dense"
     lines = [
         f"{record.path}: {_size(record.bytes)} ({_size(record.gzip_bytes)} gzipped), {record.quantize}, "
-        f"{record.encoding}, {smaller}; the weights need at least {_size(record.information_bytes)}"
+        f"{record.encoding}, {smaller}; the weights hold {_size(record.information_bytes)} of information"
     ]
     rows = [
         (_cut(t.name), t.dtype, "x".join(map(str, t.shape)), t.encoding, str(t.zeros), str(t.bytes))
