@@ -115,3 +115,12 @@ def test_python_blocks_parse(page):
 def test_pages_speak_of_the_project_alone(page):
     text = page.read_text(encoding="utf-8")
     assert not [pattern for pattern in FORBIDDEN if re.search(pattern, text)]
+
+
+def test_the_export_page_is_fresh():
+    """Words, tables and results of docs/export.md belong together."""
+    folder = ROOT / "benchmarks"
+    spec = importlib.util.spec_from_file_location("make_export_page", folder / "make_export_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "export.md").read_text() == module.page_without_pictures(module.load())
