@@ -123,8 +123,8 @@ def test_ctrl_c_and_errors_give_their_exit_codes(monkeypatch, capsys, tmp_path):
     assert main(["demo"]) == 130
     assert capsys.readouterr().err == "sensprune: interrupted; no half-written file is left\n"
     monkeypatch.undo()
-    missing = tmp_path / "no.npz"
-    assert main(["demo", "--data", str(missing), "--output", str(tmp_path / "out")]) == 2
+    missing = tmp_path / "no.npz"  # a file that cannot be read is a failure (1), not wrong usage (2)
+    assert main(["demo", "--data", str(missing), "--output", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith("sensprune: ")
 
 
