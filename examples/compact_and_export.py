@@ -67,12 +67,14 @@ def main(quick=False, output=None):
     # Zeros in a convolution do not make it faster on a CPU of a PC; fewer filters do.
     small, removed = compact(model, data=data.x_test[:64])
     print(record_text(removed))
+    report = sparsity_report(small)
+    print(report_text(report))
     path = os.path.join(output, "compact.tflite")
     export = export_tflite(small, path, data=data.x_test[:64], target="latency", overwrite=True)
     print(record_text(export))
     latency = benchmark_tflite(os.path.join(output, "dense.tflite"), export.path, threads=(1,), pairs=3 if quick else 9)
     print(record_text(latency))
-    return sparsity_report(small)
+    return report
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_the_demo_keeps_its_promise(tmp_path):
 @pytest.mark.slow
 def test_the_snippet_of_the_readme_runs_and_compresses(mnist_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    snippet, further = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     with np.load(mnist_path) as file:
         x = file["x_train"].reshape(-1, 784).astype("float32") / 255
         names = {"x": x, "y": file["y_train"].astype("int32")}
@@ -160,3 +160,6 @@ def test_the_snippet_of_the_readme_runs_and_compresses(mnist_path, tmp_path, mon
     report = sparsity_report(names["model"])
     assert report.compression >= 5
     assert (tmp_path / "model.tflite").exists()
+    exec(compile(further, "README.md", "exec"), names)
+    assert names["record"].parameters_after <= names["record"].parameters_before
+    assert (tmp_path / "int8.tflite").stat().st_size < (tmp_path / "small.tflite").stat().st_size
