@@ -106,7 +106,8 @@ class _Walk:
         self.rules: dict[int, Rule] = {}
         self.stops: dict[int, tuple[Call, str]] = {}
         self.needed: list[Array] = []  # unit ids that must stay
-        self.readers: dict[int, list[tuple[Array, Array]]] = {}  # layer -> (channels, constants) of each call
+        # layer -> (channels of the input, their constants, channels of the output) of each call
+        self.readers: dict[int, list[tuple[Array, Array, Array]]] = {}
         self.own: dict[int, Array] = {}  # layer -> its own units
         for tensor in graph.inputs:
             self._pin(self._fresh(tensor))
@@ -132,7 +133,7 @@ class _Walk:
             self.own[id(call.operation)] = channels
         self.channels[output] = channels
         self.constants[output] = np.asarray(rule.constants(constants, shapes), np.float64)
-        self.readers.setdefault(id(call.operation), []).append((inputs[0], constants[0]))
+        self.readers.setdefault(id(call.operation), []).append((inputs[0], constants[0], channels))
         held = rule.holds(self.constants[output])
         self._pin(channels[held])
 
@@ -142,19 +143,26 @@ class _Walk:
             self._pin(self.channels[tensor])
         for layer, calls in self.readers.items():
             if self.rules[layer].kind == "stops":  # found to be one at a later call
-                for units, _ in calls:
+                for units, _, _ in calls:
                     self._pin(units)
                 self._pin(self.own.get(layer, np.zeros(0, int)))
-                continue
-            units, constants = calls[0][0], calls[0][1].copy()
-            for other, values in calls[1:]:  # a shared layer has one weight for all its calls, and one bias
-                self.units.join(units, other)
-                constants[~np.equal(constants, values)] = np.nan
-            self._pin(units[self.rules[layer].needs(constants)])
+            else:
+                self._bind(self.rules[layer], calls)
         pinned = np.zeros(len(self.units.parent), bool)
         for units in self.needed:
             pinned[self.units.roots(units)] = True
         return pinned
+
+    def _bind(self, rule: Rule, calls: list[tuple[Array, Array, Array]]) -> None:
+        """Pins what a layer reads; what is tied to its weights or sizes goes from all of its calls or from none."""
+        first, constants, outputs = calls[0][0], calls[0][1].copy(), calls[0][2]
+        for units, values, others in calls[1:]:
+            self.units.join(rule.tied(first, outputs), rule.tied(units, others))
+            if len(rule.tied(first, first)):  # one weight for all calls, and one bias
+                constants[~np.equal(constants, values)] = np.nan
+            else:
+                self._pin(units[rule.needs(values)])
+        self._pin(first[rule.needs(constants)])
 
     def own_units(self) -> list[Array]:
         """The units of each layer that has its own."""

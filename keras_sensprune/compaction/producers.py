@@ -159,6 +159,9 @@ class Embedding(Producer):
     def needs(self, constants: Array) -> Array:
         return np.ones(len(constants), bool)
 
+    def tied(self, inputs: Array, outputs: Array) -> Array:
+        return inputs[:0]  # the last axis of the input is no axis of channels
+
     def shrunk(self, kept: Kept) -> tuple[dict[str, Any], list[Array]]:
         return {"output_dim": int(np.count_nonzero(kept.outputs))}, [self.weights[0][:, kept.outputs]]
 

@@ -72,6 +72,10 @@ class Rule:
         """Which of its own units the layer itself still reads (recurrent layers)."""
         return np.zeros(len(outputs), bool)
 
+    def tied(self, inputs: Array, outputs: Array) -> Array:
+        """The units of a call that must be the same ones in every call of the layer: those that its weights read."""
+        return inputs if self.weights else inputs[:0]
+
     def shrunk(self, kept: Kept) -> tuple[dict[str, Any], list[Array]]:
         """Changes of the configuration, and the weights."""
         return {}, self.weights
@@ -194,6 +198,9 @@ class Reshape(Flatten):
     def obstacle(self, shapes: Sequence[Any]) -> str:
         flat = len(shapes[1]) == 2
         return "" if flat or shapes[1][-1] == shapes[0][-1] else "it moves channels into other axes"
+
+    def tied(self, inputs: Array, outputs: Array) -> Array:
+        return outputs if self.layer.target_shape[-1] != -1 else outputs[:0]  # the shape is part of the settings
 
     def shrunk(self, kept: Kept) -> tuple[dict[str, Any], list[Array]]:
         *others, last = self.layer.target_shape
