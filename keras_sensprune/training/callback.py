@@ -35,7 +35,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         structure: what is pruned together: `"weight"`, each weight alone; `"unit"`, all incoming weights of an output
             unit or filter (never of the model's output layers); `Block(1, 4)` or `Block(1, 16)`, consecutive inputs
             of a unit; `NofM(kept=2, of=4)`, where at each pruning every group of 4 inputs keeps its 2 largest weights
-            whatever the threshold. Weights to which it does not apply are pruned one by one.
+            whatever the threshold, if it is above 0. Weights to which it does not apply are pruned one by one.
 
     Returns:
         A Keras callback. Its attribute `records` holds one `PruneRecord` per epoch of the last `fit`, with threshold 0
@@ -108,6 +108,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         if self._session is not None and not self._begun:
             for weight in self._session.weights:
                 weight.take_zeros()
+            self._session.silence()
             self._start = sum(weight.nonzero() for weight in self._session.weights)
             self._begun = True
         self._epoch = epoch
@@ -159,6 +160,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             return
         for weight in session.weights:
             weight.remask()
+        session.silence()
         end = sum(weight.nonzero() for weight in session.weights)
         self._finish()
         pruned_at = [r for r in self.records if r.threshold > 0]

@@ -64,7 +64,7 @@ def group_weights(model: Any, targets: list[Target], structure: str | Block | No
             f"structure={structure!s} applies to no regularized weight of model {model.name!r}: "
             f"{', '.join(by_weight)}. {_RULE[type(structure)]} Use structure='weight', or regularize such a layer."
         )
-    _warn(targets, layouts, structure, closing)
+    _warn(model, targets, layouts, structure, closing)
     return Grouping(str(structure), layouts, _families(targets) if structure == "unit" else alone, by_weight)
 
 
@@ -138,7 +138,9 @@ def _walk_back(model: Any, owners: set[int], found: set[int]) -> bool:
     return through
 
 
-def _warn(targets: list[Target], layouts: tuple[Layout | None, ...], structure: Any, closing: set[int]) -> None:
+def _warn(
+    model: Any, targets: list[Target], layouts: tuple[Layout | None, ...], structure: Any, closing: set[int]
+) -> None:
     pairs = list(zip(targets, layouts, strict=True))
     others = [t.label for t, layout in pairs if layout is None and id(t.layer) not in closing]
     if others:
@@ -147,10 +149,39 @@ def _warn(targets: list[Target], layouts: tuple[Layout | None, ...], structure: 
             f"{_RULE[type(structure)]}",
             stacklevel=2,
         )
+    if structure == "unit":
+        _warn_of_cells(targets)
+        _warn_of_wrappers(model, pairs)
     ragged = [f"{t.label} ({layout.shape[0]} inputs)" for t, layout in pairs if layout is not None and layout.padding]
     if ragged and isinstance(structure, Block):
         warnings.warn(
             f"The inputs of {', '.join(ragged)} are not a multiple of {structure.inputs}: the last block of each unit "
             "is shorter, and TFLite's sparse block kernels do not take these weights.",
+            stacklevel=2,
+        )
+
+
+def _warn_of_cells(targets: list[Target]) -> None:
+    """A recurrent unit is dead only if it is so in both kernels."""
+    lone = [targets[f[0]] for f in _families(targets) if len(f) == 1 and isinstance(targets[f[0]].layer, _CELLS)]
+    if lone:
+        warnings.warn(
+            f"Of the recurrent layers of {', '.join(t.label for t in lone)} only one of two kernels is regularized: "
+            "their units never die as a whole, and `compact` cannot take them out. Set kernel_regularizer and "
+            "recurrent_regularizer.",
+            stacklevel=2,
+        )
+
+
+def _warn_of_wrappers(model: Any, pairs: list[tuple[Target, Layout | None]]) -> None:
+    """Units in layers that `compact` does not look into."""
+    kinds = (_L.Wrapper, _L.Bidirectional, *_SEPARABLE)
+    closed = [x for x in model._flatten_layers() if isinstance(x, kinds) or type(x) is _L.RNN]
+    inside = {id(part) for layer in closed for part in layer._flatten_layers()}
+    labels = [t.label for t, layout in pairs if layout is not None and id(t.layer) in inside]
+    if labels:
+        warnings.warn(
+            f"`compact` takes no units out of the layers of {', '.join(labels)} (wrapped or separable layers): they "
+            "are pruned as units, but stay in place as zeros.",
             stacklevel=2,
         )

@@ -95,6 +95,7 @@ class PruningStep:
         session.attach(in_fit=False)
         for weight in session.weights:
             weight.take_zeros()
+        session.silence()
 
     def __call__(self, data: Any) -> Any:
         """One step on a batch; safe inside `tf.function` and `strategy.run`."""

@@ -21,6 +21,7 @@ from keras_sensprune.training.gradients import SensitivityTape, curved_activatio
 from keras_sensprune.training.grouping import group_weights
 from keras_sensprune.training.health import StepHealth
 from keras_sensprune.training.outputs import Terms, model_terms
+from keras_sensprune.training.silence import silenced_biases
 from keras_sensprune.training.state import PrunedWeight, prune_together
 from keras_sensprune.training.targets import prunable_weights
 
@@ -76,6 +77,7 @@ class PruningSession:
                 self._state(t, layout) for t, layout in zip(self.targets, self.grouping.layouts, strict=True)
             ]
             self.health = StepHealth()
+            self.biases = silenced_biases(self.grouping, self.targets, self.weights)
         self.families = [[self.weights[number] for number in family] for family in self.grouping.families]
         for family in self.families:
             for weight in family if len(family) > 1 else ():
@@ -109,8 +111,8 @@ class PruningSession:
         self._saved = {name: vars(self.model).get(name) for name in (*names, "train_function")}
         for name, hook in names.items():
             object.__setattr__(self.model, name, hook)
-        for weight in self.weights:
-            weight.attach()
+        for part in (*self.weights, *self.biases):
+            part.attach()
         self._forget_test_function()
         object.__setattr__(self.model, SESSION, self)
 
@@ -138,8 +140,8 @@ class PruningSession:
             else:
                 object.__setattr__(self.model, name, value)
         self._saved = {}
-        for weight in self.weights:
-            weight.detach()
+        for part in (*self.weights, *self.biases):
+            part.detach()
         self._forget_test_function()
         if vars(self.model).get(SESSION) is self:
             object.__delattr__(self.model, SESSION)
@@ -307,6 +309,7 @@ class PruningSession:
         """
         threshold = number_argument("threshold", threshold, "a finite number of at least 0")
         pruned = [prune_together(family, threshold) for family in self.families]
+        self.silence()
         order = [number for family in self.grouping.families for number in family]
         results = [r for _, r in sorted(zip(order, itertools.chain(*pruned), strict=True))]
         groups = [weight.groups() for weight in self.weights]
@@ -323,6 +326,11 @@ class PruningSession:
             nonzero_groups=sum(kept for _, kept in groups),
             by_weight=self.grouping.by_weight,
         )
+
+    def silence(self) -> None:
+        """Sets the biases of recurrent units that are dead to zero."""
+        for bias in self.biases:
+            bias.apply()
 
     def raise_if_unhealthy(self) -> None:
         """Reads the flags that the steps have set.

@@ -226,3 +226,10 @@ def test_a_subclassed_model_cannot_tell_its_output_layers():
         model.fit(x, y, verbose=0, callbacks=[PruneAtEpochEnd(0.1, structure="unit")])
     model.fit(x, y, verbose=0, callbacks=[callback := PruneAtEpochEnd(0.4, structure=Block(1, 4))])
     assert 0 < callback.records[-1].nonzero_groups < callback.records[-1].groups
+
+
+def test_n_of_m_prunes_nothing_at_threshold_0():
+    model = mlp()
+    callback, _ = fitted(model, NofM(2, 4), 0.0, epochs=1)
+    assert callback.records[-1].nonzero == callback.records[-1].total
+    assert np.all(model.get_layer("first").kernel.numpy() != 0)
