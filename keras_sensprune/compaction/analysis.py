@@ -13,6 +13,7 @@ from keras_sensprune.compaction.producers import Producer
 from keras_sensprune.compaction.rules import Array, Rule, stop
 
 _NO_CHANNELS = "its last axis has no fixed size"
+_WHOLE = "its activation mixes its units or is not one of Keras, so all of them stay"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,9 +85,9 @@ def analyze(graph: Graph, round_to: int) -> Analysis:
 
 
 def _round_up(removable: Array, units: Array, round_to: int) -> None:
-    """Put back the first removable units until the layer's width is a multiple of `round_to`, and at least 1."""
+    """Put back the first removable units until the width is a multiple of `round_to`, also where all are dead."""
     left = int(np.count_nonzero(~removable[units]))
-    wanted = min(len(units), max(1, -(-left // round_to) * round_to))
+    wanted = min(len(units), -(-max(left, 1) // round_to) * round_to)
     for unit in units:
         if left >= wanted:
             return
@@ -105,6 +106,7 @@ class _Walk:
         self.constants: dict[int, Array] = {}
         self.rules: dict[int, Rule] = {}
         self.stops: dict[int, tuple[Call, str]] = {}
+        self.whole: list[tuple[Call, Array]] = []  # layers that read all units of their own (softmax)
         self.needed: list[Array] = []  # unit ids that must stay
         # layer -> (channels of the input, their constants, channels of the output) of each call
         self.readers: dict[int, list[tuple[Array, Array, Array]]] = {}
@@ -114,6 +116,8 @@ class _Walk:
 
     def visit(self, call: Call) -> None:
         rule = self._rule(call)
+        for tensor in call.masks:
+            self._pin(self.channels[tensor])
         inputs = [self.channels[tensor] for tensor in call.inputs]
         if rule.kind == "stops":
             for units in inputs:
@@ -134,13 +138,15 @@ class _Walk:
         self.channels[output] = channels
         self.constants[output] = np.asarray(rule.constants(constants, shapes), np.float64)
         self.readers.setdefault(id(call.operation), []).append((inputs[0], constants[0], channels))
-        held = rule.holds(self.constants[output])
-        self._pin(channels[held])
+        self._pin(channels[rule.holds(self.constants[output])])
+        if rule.whole:
+            self.whole.append((call, channels))
 
     def pinned(self) -> Array:
         """Per unit id whether its root must stay."""
-        for tensor in self.graph.outputs:
-            self._pin(self.channels[tensor])
+        outputs = [self.channels[tensor] for tensor in self.graph.outputs]
+        for units in outputs:
+            self._pin(units)
         for layer, calls in self.readers.items():
             if self.rules[layer].kind == "stops":  # found to be one at a later call
                 for units, _, _ in calls:
@@ -148,6 +154,9 @@ class _Walk:
                 self._pin(self.own.get(layer, np.zeros(0, int)))
             else:
                 self._bind(self.rules[layer], calls)
+        for call, units in self.whole:
+            if not set(self.units.roots(units)) <= set(self.units.roots(np.concatenate(outputs))):
+                self.stops.setdefault(id(call.operation), (call, _WHOLE))
         pinned = np.zeros(len(self.units.parent), bool)
         for units in self.needed:
             pinned[self.units.roots(units)] = True
@@ -173,19 +182,26 @@ class _Walk:
         if id(layer) in self.rules and self.rules[id(layer)].kind == "stops":
             return self.rules[id(layer)]
         rule = self.rules.get(id(layer)) or rule_for(layer)
-        shapes = self._shapes(call)
-        with_channels = shapes if rule.reads_channels else shapes[-1:]
-        if len(call.outputs) != 1 or call.constants:
-            reason = "it is called with more than tensors"
-        elif any(not shape or shape[-1] is None for shape in with_channels):
-            reason = _NO_CHANNELS
-        else:
-            reason = rule.obstacle(shapes)
+        rule.positional = call.positional
+        reason = self._obstacle(rule, call)
         if reason:
             self.stops.setdefault(id(layer), (call, reason))
             rule = stop(reason)(layer)
         self.rules[id(layer)] = rule
         return rule
+
+    def _obstacle(self, rule: Rule, call: Call) -> str:
+        """Why the units cannot be followed through this call, '' if they can."""
+        shapes = self._shapes(call)
+        with_channels = shapes if rule.reads_channels else shapes[-1:]
+        if rule.kind == "stops":
+            return rule.obstacle(shapes)
+        if not call.inputs or call.constants:
+            return "it is called with more than tensors"
+        if any(not shape or shape[-1] is None for shape in with_channels):
+            return _NO_CHANNELS
+        reason = rule.obstacle(shapes)
+        return reason or ("it has more than one output" if len(call.outputs) != 1 else "")
 
     def _shapes(self, call: Call) -> list[Any]:
         return [self.graph.shapes[tensor] for tensor in (*call.inputs, *call.outputs)]

@@ -19,12 +19,16 @@ class Call:
         inputs: ids of the tensors that it takes.
         outputs: ids of the tensors that it makes.
         constants: whether it takes arrays or nested structures beside tensors and plain numbers.
+        masks: ids of the tensors that it takes as `mask`: which positions count. They are not among the inputs.
+        positional: its positional arguments, None in place of each tensor.
     """
 
     operation: Any
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     constants: bool
+    masks: tuple[int, ...] = ()
+    positional: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,15 +66,20 @@ def read_graph(model: Any) -> Graph:
                 shapes[id(tensor)] = tuple(tensor.shape)
             if node.is_input:
                 continue
-            leaves = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
-            plain = (keras.KerasTensor, int, float, bool, str, type(None))
-            calls.append(
-                Call(
-                    node.operation,
-                    tuple(id(tensor) for tensor in node.arguments.keras_tensors),
-                    tuple(id(tensor) for tensor in node.outputs),
-                    not all(isinstance(leaf, plain) for leaf in leaves),
-                )
-            )
+            calls.append(_call(node))
     inputs, outputs = (tuple(id(t) for t in tensors) for tensors in (functional.inputs, functional.outputs))
     return Graph(tuple(calls), inputs, outputs, shapes)
+
+
+def _call(node: Any) -> Call:
+    arguments, plain = node.arguments, (keras.KerasTensor, int, float, bool, str, type(None))
+    leaves = keras.tree.flatten((arguments.args, arguments.kwargs))
+    masks = tuple(id(t) for t in keras.tree.flatten(arguments.kwargs.get("mask")) if isinstance(t, keras.KerasTensor))
+    return Call(
+        node.operation,
+        tuple(id(tensor) for tensor in arguments.keras_tensors if id(tensor) not in masks),
+        tuple(id(tensor) for tensor in node.outputs),
+        not all(isinstance(leaf, plain) for leaf in leaves),
+        masks,
+        tuple(None if isinstance(value, keras.KerasTensor) else value for value in arguments.args),
+    )

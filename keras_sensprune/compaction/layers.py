@@ -60,7 +60,7 @@ def rule_for(operation: Any) -> Rule:
     if isinstance(operation, keras.Model):
         return stop("it is a model: what is inside is compacted, its inputs and outputs stay")(operation)
     if isinstance(operation, keras.layers.Layer):
-        known = getattr(keras.layers, kind.__name__, None) is kind
-        return (TABLE.get(kind.__name__, Stop) if known else Stop)(operation)
+        known = {getattr(keras.layers, name): rule for name, rule in TABLE.items()}  # some have another __name__
+        return known.get(kind, Stop)(operation)
     keras_own = kind.__module__.startswith("keras.src.ops.")
     return (OPERATIONS.get(kind.__name__, Stop) if keras_own else Stop)(operation)

@@ -52,8 +52,12 @@ class Dense(Producer):
     def needs(self, constants: Array) -> Array:
         return self._unfit(constants) & np.any(self.kernel() != 0, axis=(0, 2))
 
+    @property
+    def whole(self) -> bool:
+        return not elementwise(self.layer.activation)
+
     def holds(self, outputs: Array) -> Array:
-        return np.full(self.size(), not elementwise(self.layer.activation))  # softmax reads all units of its own
+        return np.full(self.size(), self.whole)  # softmax reads all units of its own
 
     def _unfit(self, constants: Array) -> Array:
         """Input channels that no bias can take over."""
@@ -176,7 +180,7 @@ class Recurrent(Producer):
 
     def obstacle(self, shapes: Sequence[Any]) -> str:
         layer = self.layer
-        if len(shapes) > 2 or layer.return_state:
+        if len(shapes) > 2 or layer.return_state:  # a mask is no input here: a step that it leaves out changes nothing
             return "its state is given or returned"
         if layer.stateful:
             return "it keeps its state between calls"

@@ -47,6 +47,7 @@ class Rule:
     kind = PASSES
     couples = False  # whether channel i of all inputs is one unit
     reads_channels = True  # whether the last axis of the input is one of channels
+    positional: tuple[Any, ...] = ()  # positional arguments of the call, None for each tensor
 
     def __init__(self, layer: Any):
         self.layer = layer
@@ -67,6 +68,11 @@ class Rule:
     def needs(self, constants: Array) -> Array:
         """Which input channels cannot be removed: read with a weight, and not a constant that a bias can take over."""
         return np.zeros(len(constants), bool)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all units of its own stay because its activation reads them together."""
+        return False
 
     def holds(self, outputs: Array) -> Array:
         """Which of its own units the layer itself still reads (recurrent layers)."""
@@ -213,10 +219,21 @@ class Merge(Rule):
     couples = True
 
     def obstacle(self, shapes: Sequence[Any]) -> str:
-        equal = len({shape[-1] for shape in shapes}) == 1 and len(shapes) > 2
+        numbers = [value for value in self.positional if isinstance(value, (int, float))]
+        if len(shapes) - 1 + len(numbers) < 2:
+            return "it does not take two tensors, or a tensor and a number"
+        equal = len({shape[-1] for shape in shapes}) == 1
         return "" if equal else "its inputs have different numbers of channels"
 
+    def operands(self, inputs: list[Array]) -> list[Array]:
+        """Constants of all operands in the order of the call; a number is a constant of every channel."""
+        if isinstance(self.layer, keras.layers.Layer) or len(self.positional) < 2:
+            return inputs
+        tensors = iter(inputs)
+        return [next(tensors) if x is None else np.full(len(inputs[0]), float(x)) for x in self.positional]
+
     def constants(self, inputs: list[Array], shapes: Sequence[Any]) -> Array:
+        inputs = self.operands(inputs)
         varies = np.any(np.isnan(inputs), axis=0)
         values = [np.where(varies, 0, value).astype("float32")[None] for value in inputs]
         takes_list = isinstance(self.layer, keras.layers.Layer)
@@ -228,6 +245,7 @@ class Multiply(Merge):
     """The same; a factor that is 0 throughout makes the product 0."""
 
     def constants(self, inputs: list[Array], shapes: Sequence[Any]) -> Array:
+        inputs = self.operands(inputs)
         zero = np.any(np.equal(inputs, 0), axis=0)
         return np.where(zero, 0.0, np.prod(inputs, axis=0))
 

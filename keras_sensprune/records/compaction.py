@@ -32,7 +32,8 @@ class CompactionStop:
     Attributes:
         path: its name.
         kind: class name.
-        reason: why; all its inputs and outputs keep their channels.
+        reason: why; all its inputs and outputs keep their channels (where only its activation is in the way, only its
+            own units stay).
     """
 
     path: str

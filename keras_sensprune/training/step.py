@@ -111,8 +111,10 @@ class PruningSession:
         self._saved = {name: vars(self.model).get(name) for name in (*names, "train_function")}
         for name, hook in names.items():
             object.__setattr__(self.model, name, hook)
-        for part in (*self.weights, *self.biases):
-            part.attach()
+        for weight in self.weights:
+            weight.attach()
+        for bias in self.biases:
+            bias.attach()
         self._forget_test_function()
         object.__setattr__(self.model, SESSION, self)
 
@@ -140,8 +142,10 @@ class PruningSession:
             else:
                 object.__setattr__(self.model, name, value)
         self._saved = {}
-        for part in (*self.weights, *self.biases):
-            part.detach()
+        for weight in self.weights:
+            weight.detach()
+        for bias in self.biases:
+            bias.detach()
         self._forget_test_function()
         if vars(self.model).get(SESSION) is self:
             object.__delattr__(self.model, SESSION)

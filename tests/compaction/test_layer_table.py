@@ -8,6 +8,7 @@ import pytest
 
 from keras_sensprune import compact
 from keras_sensprune.compaction.layers import OPERATIONS, TABLE
+from keras_sensprune.compaction.rules import Stop
 from tests.compaction.networks import kept, kill_incoming, kill_outgoing, randomized, same
 
 L = keras.layers
@@ -229,8 +230,45 @@ def test_a_stop_is_named_and_both_sides_are_compacted(name):
     assert same(model, small) <= CLOSE
 
 
-OTHER_STOPS = {"MultiHeadAttention", "GroupQueryAttention", "Attention", "AdditiveAttention", "Dot", "SeparableConv2D"}
-OTHER_STOPS |= {"ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}  # same rule object, other reasons only
+def _self(layer):
+    return lambda x: layer([x, x])
+
+
+# layer -> (input shape, what is applied to the tensor `before`)
+OTHER_STOPS = {
+    "MultiHeadAttention": ((6, 3), lambda: (layer := L.MultiHeadAttention(2, 3), lambda x: layer(x, x))),
+    "GroupQueryAttention": ((6, 3), lambda: (layer := L.GroupQueryAttention(2, 2, 1), lambda x: layer(x, x))),
+    "Attention": ((6, 3), lambda: (layer := L.Attention(), _self(layer))),
+    "AdditiveAttention": ((6, 3), lambda: (layer := L.AdditiveAttention(), _self(layer))),
+    "Dot": ((6, 3), lambda: (layer := L.Dot(axes=2), _self(layer))),
+    "SeparableConv2D": ((6, 6, 3), lambda: (layer := L.SeparableConv2D(6, 3), layer)),
+    "ConvLSTM1D": ((3, 6, 3), lambda: (layer := L.ConvLSTM1D(4, 3), layer)),
+    "ConvLSTM2D": ((3, 6, 6, 3), lambda: (layer := L.ConvLSTM2D(4, 3), layer)),
+    "ConvLSTM3D": ((2, 4, 4, 4, 3), lambda: (layer := L.ConvLSTM3D(4, 3), layer)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_STOPS)
+def test_other_stops_are_named_and_both_sides_are_compacted(name):
+    shape, make = OTHER_STOPS[name]
+    layer, apply = make()
+    assert type(layer) is getattr(L, name)
+    x = keras.Input(shape)
+    first, before, after = L.Dense(7, name="first"), L.Dense(6, name="before"), L.Dense(8, "relu", name="after")
+    y = L.Dense(3)(after(L.Flatten()(apply(before(first(x))))))
+    model = randomized(keras.Model(x, y))
+    kill_incoming(first, [3], biases=True)
+    kill_incoming(before, [1], biases=True)
+    kill_incoming(after, [2])
+    small, record = compact(model, round_to=1)
+    (stop,) = record.stops
+    assert (stop.path, stop.reason) == (layer.name, TABLE[name](layer).obstacle([]))
+    assert stop.reason != Stop(layer).reason
+    assert kept(record, "first") == [0, 1, 2, 4, 5, 6]
+    assert kept(record, "before") == [0, 1, 2, 3, 4, 5]
+    assert kept(record, "after") == [0, 1, 3, 4, 5, 6, 7]
+    # attention multiplies sums of some 10 terms with each other, and 16 of these are added: 2 * CLOSE
+    assert same(model, small) <= 2 * CLOSE
 
 
 def test_every_row_of_the_table_is_tested():
