@@ -83,3 +83,41 @@ def _call(node: Any) -> Call:
         masks,
         tuple(None if isinstance(value, keras.KerasTensor) else value for value in arguments.args),
     )
+
+
+def check_layers(model: Any) -> None:
+    """Refuses, by name, what cannot be copied with its weights, and what would lose its sharing.
+
+    Raises:
+        ModelError: if a layer is quantized or has LoRA weights, or belongs to two of the models inside each other.
+    """
+    for layer in model._flatten_layers():
+        quantized = getattr(layer, "quantization_mode", None)
+        if quantized or getattr(layer, "lora_enabled", False):
+            what = f"is quantized ({quantized})" if quantized else "has LoRA weights"
+            remedy = (
+                "Compact before quantizing."
+                if quantized
+                else "Give `layer.kernel`, which contains them, to a plain layer."
+            )
+            raise ModelError(f"The layer {layer.name!r} {what}, which compaction does not take apart. {remedy}")
+    owner: dict[int, Any] = {}
+    waiting = [model]
+    for part in waiting:  # grows while it is read
+        for layer in {id(call.operation): call.operation for call in _calls_of(part)}.values():
+            other = owner.setdefault(id(layer), part)
+            if other is not part and isinstance(layer, keras.layers.Layer):
+                raise ModelError(
+                    f"The layer {layer.name!r} belongs to the model {other.name!r} and to the model {part.name!r}; "
+                    "compaction could not keep it shared. Build one model from the layers."
+                )
+            if other is part and isinstance(layer, keras.Model):
+                waiting.append(layer)
+
+
+def _calls_of(model: Any) -> tuple[Call, ...]:
+    """The calls of a model; none if it is a part without a graph."""
+    try:
+        return read_graph(model).calls
+    except ModelError:
+        return ()

@@ -10,20 +10,14 @@ import keras
 import numpy as np
 
 from keras_sensprune.compaction.analysis import Analysis, analyze
-from keras_sensprune.compaction.graph import Graph, read_graph
+from keras_sensprune.compaction.comparison import compare, example_inputs
+from keras_sensprune.compaction.graph import Graph, check_layers, read_graph
 from keras_sensprune.compaction.producers import Producer
 from keras_sensprune.compaction.rebuild import rebuild
 from keras_sensprune.errors import ModelError, argument_error, number_argument
 from keras_sensprune.records import CompactedLayer, CompactionRecord, CompactionStop
 from keras_sensprune.training.targets import check_model
 from keras_sensprune.untouched import model_untouched
-
-EXAMPLES = 16
-# The two models add the same terms in another order, and constants that were added up position by position are added
-# up once, in float64. float32's unit roundoff is u = 6e-8; 1e-4 of the largest output is u times 1700, the fan-in of a
-# wide layer in the worst case, and 1e-5 is what is left where an output cancels to about 0. A unit that was wrongly
-# removed or folded moves the outputs by its share of them, usually percents.
-RELATIVE, ABSOLUTE = 1e-4, 1e-5
 
 
 def compact(
@@ -46,7 +40,7 @@ def compact(
         data: example inputs to compare the two models on, as for `model.predict`. By default 16 seeded random
             examples: normal for floats, 0 and 1 for integers. Needed if more than the batch size is free.
         tolerance: largest absolute difference allowed; by default, for each output, 1e-5 plus 1e-4 times its largest
-            absolute value (rounding in float32).
+            absolute value (rounding in float32; more if layers compute in half precision).
 
     Returns:
         The new model, of the same type, with the same names, inputs and outputs; not compiled. And the
@@ -54,8 +48,9 @@ def compact(
 
     Raises:
         ArgumentError: if an argument is not allowed.
-        ModelError: if the model is subclassed or not built, or the two models do not agree (then a layer does not do
-            what it is expected to; nothing is returned).
+        ModelError: if the model is subclassed or not built; if a layer is quantized or has LoRA weights, or belongs to
+            the model and to a model inside it; if the model gives nothing but NaN on the examples; or if the two models
+            do not agree (then a layer does not do what it is expected to; nothing is returned).
 
     Example:
         >>> import keras, numpy as np
@@ -74,10 +69,11 @@ def compact(
     if tolerance is not None:
         tolerance = number_argument("tolerance", tolerance, "a number of at least 0, or None")
     read_graph(model)
-    inputs = _examples(model, data)
+    check_layers(model)
+    inputs = example_inputs(model, data)
     small, layers, stops, rounds = _fixed_point(model, round_to)
     with model_untouched(model):
-        difference, allowed = _compared(model, small, inputs, tolerance)
+        difference, allowed = compare(model, small, inputs, tolerance)
     return small, CompactionRecord(
         model=model.name,
         layers=layers,
@@ -175,59 +171,3 @@ def _joined(before: CompactedLayer | None, now: CompactedLayer) -> CompactedLaye
         return now
     kept = tuple(before.kept[i] for i in now.kept)
     return CompactedLayer(now.path, now.kind, before.units_before, now.units_after, kept, before.folded + now.folded)
-
-
-def _examples(model: Any, data: Any) -> Any:
-    """Inputs in the structure of the model: the user's, or seeded random ones."""
-    structure = model.input if not isinstance(model, keras.Sequential) else model.inputs[0]
-    if data is not None:
-        return _fitting(structure, data)
-    generator = np.random.default_rng(0)
-
-    def random(tensor: Any) -> Any:
-        shape = tuple(tensor.shape)
-        if None in shape[1:]:
-            allowed = f"given, because an input has the shape {shape}, in which more than the batch is free"
-            raise argument_error("data", allowed, None, "Pass a few example inputs, as for `model.predict`.")
-        size = (shape[0] or EXAMPLES, *shape[1:])
-        floats = keras.backend.is_float_dtype(tensor.dtype)
-        values = generator.normal(size=size) if floats else generator.integers(0, 2, size)
-        return values.astype(tensor.dtype)
-
-    return keras.tree.map_structure(random, structure)
-
-
-def _fitting(structure: Any, data: Any) -> Any:
-    """The user's examples as arrays, if they fit the inputs."""
-    wanted, given = keras.tree.flatten(structure), [np.asarray(leaf) for leaf in keras.tree.flatten(data)]
-    fits = len(wanted) == len(given) and all(
-        array.ndim == len(tensor.shape)
-        and all(b is None or a == b for a, b in zip(array.shape, tensor.shape, strict=True))
-        for tensor, array in zip(wanted, given, strict=True)
-    )
-    if not fits:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in wanted)
-        raise argument_error("data", f"example inputs of the shapes {shapes}", [array.shape for array in given])
-    arrays = [array.astype(tensor.dtype) for tensor, array in zip(wanted, given, strict=True)]
-    return keras.tree.pack_sequence_as(structure, arrays)
-
-
-def _compared(model: Any, small: Any, inputs: Any, tolerance: float | None) -> tuple[float, float]:
-    """(largest difference, what was allowed).
-
-    Raises:
-        ModelError: if a difference is larger, or only one of the two answers is finite.
-    """
-    worst, widest = 0.0, 0.0
-    pairs = zip(*(keras.tree.flatten(m(inputs, training=False)) for m in (model, small)), strict=True)
-    for number, (old, new) in enumerate(pairs):
-        old, new = np.asarray(old, np.float64), np.asarray(new, np.float64)
-        allowed = ABSOLUTE + RELATIVE * float(np.max(np.abs(old), initial=0.0)) if tolerance is None else tolerance
-        difference = float(np.max(np.abs(old - new), initial=0.0))
-        if not difference <= allowed:
-            raise ModelError(
-                f"The compacted model differs from {model.name!r} in output {number} by {difference:.3g}, more than "
-                f"the tolerance {allowed:.3g}. A layer does not compute what it is expected to; nothing was changed."
-            )
-        worst, widest = max(worst, difference), max(widest, allowed)
-    return worst, widest
