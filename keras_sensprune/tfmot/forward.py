@@ -140,22 +140,39 @@ def set_weights(made: Any, values: list[np.ndarray], name: str) -> None:
 
 
 def _fusions(graph: Any) -> dict[int, tuple[int, str]]:
-    """id(activation layer) -> (id(layer before it), activation), where both are used once and nobody else looks."""
-    nodes = [node for found in graph._nodes_by_depth.values() for node in found if not node.is_input]
-    calls = collections.Counter(id(node.operation) for node in nodes)
-    readers = collections.Counter(id(x) for node in nodes for x in node.input_tensors)
-    readers.update(id(x) for x in graph.outputs)
-    producer = {id(x): node.operation for node in nodes for x in node.outputs}
+    """id(activation layer) -> (id(layer before it), activation), where both are used once and nobody else looks.
+
+    Models inside the model are looked into as well; a layer counts as used wherever a call of its model leads to it.
+    """
+    graphs = _graphs(graph)
+    calls = collections.Counter(id(node.operation) for inner in graphs for node in _nodes(inner))
     found: dict[int, tuple[int, str]] = {}
-    for node in nodes:
-        name = plain_relu(node.operation)
-        source = node.input_tensors[0] if node.input_tensors else None
-        before = producer.get(id(source))
-        if name is None or before is None or type(before).__name__ not in _FUSING or readers[id(source)] != 1:
-            continue
-        once = calls[id(before)] == 1 and calls[id(node.operation)] == 1
-        if once and getattr(before.activation, "__name__", "") == "linear":
-            found[id(node.operation)] = (id(before), name)
+    for inner in graphs:
+        nodes = _nodes(inner)
+        readers = collections.Counter(id(x) for node in nodes for x in node.input_tensors)
+        readers.update(id(x) for x in inner.outputs)
+        producer = {id(x): node.operation for node in nodes for x in node.outputs}
+        for node in nodes:
+            name = plain_relu(node.operation)
+            source = node.input_tensors[0] if node.input_tensors else None
+            before = producer.get(id(source))
+            if name is None or before is None or type(before).__name__ not in _FUSING or readers[id(source)] != 1:
+                continue
+            once = calls[id(before)] == 1 and calls[id(node.operation)] == 1
+            if once and getattr(before.activation, "__name__", "") == "linear":
+                found[id(node.operation)] = (id(before), name)
+    return found
+
+
+def _nodes(graph: Any) -> list[Any]:
+    return [node for found in graph._nodes_by_depth.values() for node in found if not node.is_input]
+
+
+def _graphs(graph: Any) -> list[Any]:
+    """The graph, and those of the models inside it, each as often as it is called."""
+    found = [graph]
+    for outer in found:  # grows while it is read
+        found += [inner_graph(n.operation) for n in _nodes(outer) if isinstance(n.operation, keras.Model)]
     return found
 
 

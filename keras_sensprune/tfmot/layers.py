@@ -33,6 +33,7 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
     "virtual_batch_size": (None,),
     "adjustment": (None,),
 }
+_HALF = ("float16", "bfloat16")  # TF-MOT trains in float32 only, and rounding would hide what the comparison looks for
 _IGNORED_IF_OFF = {"renorm_momentum"}  # says nothing while `renorm` is off
 # The same formula under the same name on both sides (checked by the tests). hard_sigmoid is another function.
 ACTIVATIONS = (
@@ -134,6 +135,8 @@ def settings_of(layer: Any, to_keras_3: bool) -> dict[str, Any]:
         raise ModelError(
             f"Layer {layer.name!r} ({kind}) cannot be moved between Keras 3 and tf_keras. Known are: {known}."
         )
+    if getattr(layer, "compute_dtype", "") in _HALF:
+        _refuse(layer, f"the half precision {layer.compute_dtype} (build the model in float32, with the same weights)")
     names = {v: k for k, v in row.renamed.items()} if to_keras_3 else dict(row.renamed)
     found: dict[str, Any] = {}
     for key, value in layer.get_config().items():

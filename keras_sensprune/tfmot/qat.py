@@ -15,7 +15,8 @@ from keras_sensprune.tfmot.fitting import fit_keeping_zeros, fit_options, set_ba
 from keras_sensprune.tfmot.forward import plain_relu, to_tf_keras
 from keras_sensprune.tfmot.importing import import_tf_keras, import_tfmot, quiet_warnings
 
-# What TF-MOT can train for int8. Weights: Dense and Conv2D are kept sparse by its scheme, DepthwiseConv2D by our mask.
+# What TF-MOT can train for int8. Weights: Dense and Conv2D are kept sparse by its scheme, DepthwiseConv2D by our mask,
+# and so is a layer before a Concatenate, which TF-MOT gives another quantizer.
 WEIGHTED = {"Dense": "TF-MOT", "Conv2D": "TF-MOT", "DepthwiseConv2D": "mask"}
 WEIGHTLESS = {
     "InputLayer", "ReLU", "LeakyReLU", "Softmax", "Activation", "Concatenate", "Add", "Flatten", "Reshape", "Permute",
@@ -94,13 +95,29 @@ def quantize_aware(
     check_layers(source)
     masks = {layer.name: _kernel(layer).numpy() != 0 for layer in source.layers if type(layer).__name__ in WEIGHTED}
     kinds = {layer.name: WEIGHTED.get(type(layer).__name__, "") for layer in source.layers}
-    with quiet_warnings():
-        scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
-        quantize = tfmot.quantization.keras
-        trained = quantize.quantize_apply(quantize.quantize_annotate_model(source), scheme)
+    trained = _quantized(tfmot, source)
+    kinds |= {name: "mask" for name in masks if not _preserved(trained, name)}
     kept = {name: (_wrapped_kernel(trained, name, mask), mask) for name, mask in masks.items()}
     restored = fit_keeping_zeros(trained, examples, kept, options)
     return QuantizedModel(trained, _records(kept, restored, kinds), kept)
+
+
+def _quantized(tfmot: Any, source: Any) -> Any:
+    """The model with quantization in it.
+
+    Raises:
+        ModelError: if TF-MOT refuses it.
+    """
+    try:
+        with quiet_warnings():
+            scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
+            quantize = tfmot.quantization.keras
+            return quantize.quantize_apply(quantize.quantize_annotate_model(source), scheme)
+    except Exception as error:  # TF-MOT raises many types; in each case the model cannot be trained for int8
+        raise ModelError(
+            f"TF-MOT cannot train the model {source.name!r} for int8: {error} Use export_tflite(model, ..., "
+            "quantize='int8') instead."
+        ) from error
 
 
 def _records(
@@ -118,7 +135,9 @@ def _records(
         if np.any(value[~mask] != 0) or not np.all(np.isfinite(value)):
             raise ModelError(f"Layer {name!r} has lost zeros, or its weights are no longer finite, in the training.")
         before, after = int(mask.size - mask.sum()), int(np.count_nonzero(value == 0))
-        records.append(KeptZerosRecord(name, mask.size, before, after, restored.get(name, 0), kinds[name]))
+        drifted = restored.get(name, 0)
+        kept_by = "mask" if drifted else kinds[name]  # whatever the scheme promises
+        records.append(KeptZerosRecord(name, mask.size, before, after, drifted, kept_by))
     return tuple(records)
 
 
@@ -136,8 +155,11 @@ def check_layers(model: Any) -> None:
         names = [type(x).__name__ for x in before]
         reason = ""
         if kind == "BatchNormalization":
-            if names not in (["Dense"], ["Conv2D"], ["DepthwiseConv2D"]):
-                reason = "is only supported right after a Dense, Conv2D or DepthwiseConv2D layer"
+            if names not in (["Dense"], ["Conv2D"], ["DepthwiseConv2D"]) or not _alone(model, before[0]):
+                reason = (
+                    "is only supported right after a Dense, Conv2D or DepthwiseConv2D layer without an activation, "
+                    "whose output nothing else reads"
+                )
         elif kind not in WEIGHTED and kind not in WEIGHTLESS:
             reason = "has no int8 training in TF-MOT; use export_tflite(model, ..., quantize='int8') instead"
         elif kind in WEIGHTED and len(layer.inbound_nodes) > 1:
@@ -154,6 +176,13 @@ def _producers(layer: Any) -> list[Any]:
     return [parent for node in layer.inbound_nodes for parent in node.parent_nodes]
 
 
+def _alone(model: Any, layer: Any) -> bool:
+    """Whether the layer is linear, called once, and read by one layer only: then TF-MOT folds the next one into it."""
+    linear = getattr(layer.activation, "__name__", "") == "linear"
+    outputs = {id(x) for x in model.outputs}
+    return linear and len(layer.inbound_nodes) == len(layer.outbound_nodes) == 1 and id(layer.output) not in outputs
+
+
 def _trainable_activation(layer: Any) -> bool:
     activation = getattr(layer, "activation", None)
     return activation is None or getattr(activation, "__name__", "") in ACTIVATIONS
@@ -161,6 +190,13 @@ def _trainable_activation(layer: Any) -> bool:
 
 def _kernel(layer: Any) -> Any:
     return layer.depthwise_kernel if type(layer).__name__ == "DepthwiseConv2D" else layer.kernel
+
+
+def _preserved(model: Any, name: str) -> bool:
+    """Whether TF-MOT's own quantizer of the weights of layer `name` keeps zeros."""
+    wrappers = [w for w in model.layers if getattr(getattr(w, "layer", None), "name", None) == name]
+    quantizers = [getattr(getattr(w, "quantize_config", None), "weight_quantizer", None) for w in wrappers]
+    return any(type(quantizer).__name__.startswith("PrunePreserve") for quantizer in quantizers)
 
 
 def _wrapped_kernel(model: Any, name: str, mask: np.ndarray) -> Any:

@@ -109,6 +109,7 @@ REFUSED = {
     "renorm": lambda: keras.layers.BatchNormalization(renorm=True, name="bad"),
     "RMSNormalization": lambda: keras.layers.RMSNormalization(name="bad"),
     "Bidirectional": lambda: keras.layers.Bidirectional(keras.layers.LSTM(2), name="bad"),
+    "half precision": lambda: keras.layers.Dense(2, dtype="mixed_float16", name="bad"),
     "stateful": lambda: keras.layers.LSTM(2, stateful=True, name="bad"),
 }
 
@@ -172,6 +173,23 @@ def test_only_an_activation_right_after_and_read_by_nobody_else_is_fused():
     assert {"after_bn", "kept"} <= set(names)
     activations = {name: copy.get_layer(name).activation.__name__ for name in ("conv", "conv_bn", "twice")}
     assert activations == {"conv": "relu", "conv_bn": "linear", "twice": "linear"}
+
+
+def test_fusion_looks_into_models_but_not_across_shared_layers():
+    layers = keras.layers
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, name="inside"), layers.ReLU(name="relu")], name="inner"
+    )
+    outermost = keras.Sequential([keras.Input((4,)), keras.Sequential([keras.Input((4,)), inner])], name="net")
+    assert [x.name for x in to_tf_keras(outermost).layers][1:] == ["inside"]
+    x = keras.Input((4,), name="x")
+    twice = to_tf_keras(keras.Model(x, inner(inner(x)), name="twice"))
+    assert twice.get_layer("inside").activation.__name__ == "linear"
+    shared = layers.Dense(4, name="shared")
+    part_input = keras.Input((4,), name="part_input")
+    part = keras.Model(part_input, layers.ReLU(name="relu")(shared(part_input)), name="part")
+    copy = to_tf_keras(keras.Model(x, part(shared(x)), name="net"))
+    assert copy.get_layer("shared").activation.__name__ == "linear"
 
 
 @pytest.mark.parametrize("strip", [False, True])

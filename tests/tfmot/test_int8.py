@@ -10,6 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from keras_sensprune import cluster_preserving, export_quantized, export_tflite, quantize_aware, to_tf_keras
 from keras_sensprune.errors import ArgumentError, ExportError, ModelError
 from keras_sensprune.export.flatbuffer import weight_tensors
+from keras_sensprune.tfmot import qat
 from keras_sensprune.tfmot.exporting import _check_zeros
 
 KERNELS = {"conv": (3, 3, 1, 4), "conv_bn": (1, 1, 4, 8), "dw": (3, 3, 8, 1), "fc": (128, 16), "head": (16, 3)}
@@ -181,6 +182,70 @@ def test_shared_layers_and_relu_that_cannot_be_fused_are_named():
     layers = [keras.Input((4,)), keras.layers.Dense(4, name="fc"), keras.layers.ReLU(max_value=6, name="bad")]
     with pytest.raises(ModelError, match=r"'bad' .* right after a layer with weights"):
         quantize_aware(keras.Sequential(layers, name="net"), (y, y), loss="mse")
+
+
+def convolution(before):
+    """conv -> (activation) -> BatchNormalization, or BatchNormalization beside another reader."""
+    x, layers = keras.Input((6, 6, 2)), keras.layers
+    if before == "read twice":
+        y = layers.Conv2D(3, 3, name="conv")(x)
+        y = layers.Add(name="sum")([layers.BatchNormalization(name="bad")(y), y])
+    elif before == "an output":
+        y = layers.Conv2D(3, 3, name="conv")(x)
+        return keras.Model(x, [layers.BatchNormalization(name="bad")(y), y], name="net")
+    elif before == "Dense":
+        y = layers.BatchNormalization(name="bad")(layers.Dense(3, "relu", name="conv")(x))
+    else:
+        settings = {"kernel_size": 3} | ({"filters": 3} if before == "Conv2D" else {})
+        y = layers.BatchNormalization(name="bad")(
+            getattr(layers, before)(**settings, activation="tanh", name="conv")(x)
+        )
+    return keras.Model(x, layers.Dense(1, name="fc")(layers.Flatten(name="flat")(y)), name="net")
+
+
+@pytest.mark.parametrize("before", ["Dense", "Conv2D", "DepthwiseConv2D", "read twice", "an output"])
+def test_batch_normalization_that_tf_mot_cannot_fold_is_named(before):
+    x = np.zeros((4, 6, 6, 2), "float32")
+    y = [np.zeros((4, 4, 4, 3), "float32")] * 2 if before == "an output" else np.zeros((4, 1))
+    with pytest.raises(ModelError, match=r"'bad' \(BatchNormalization\) is only supported right after .* nothing else"):
+        quantize_aware(convolution(before), (x, y), loss="mse")
+
+
+def test_what_tf_mot_refuses_in_its_own_words_is_a_model_error(monkeypatch):
+    monkeypatch.setattr(qat, "check_layers", lambda model: None)
+    x = np.zeros((4, 6, 6, 2), "float32")
+    with pytest.raises(
+        ModelError, match=r"^TF-MOT cannot train the model 'net' for int8: Layer bad.* is not supported"
+    ):
+        quantize_aware(convolution("Conv2D"), (x, np.zeros((4, 1))), loss="mse")
+
+
+def test_a_relu_inside_a_nested_model_is_fused_and_trained():
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
+    layers = keras.layers
+    stack = [layers.Conv2D(4, 3, name="conv"), layers.ReLU(name="relu"), layers.GlobalAveragePooling2D(name="pool")]
+    base = keras.Sequential([keras.Input((8, 8, 3)), *stack], name="base")
+    model = keras.Sequential([keras.Input((8, 8, 3)), base, layers.Dense(2, name="fc")], name="net")
+    kernel = base.get_layer("conv").kernel
+    kernel.assign(kernel.numpy() * (np.arange(108).reshape(kernel.shape) % 2))
+    result = quantize_aware(model, (x, x[:, 0, 0, :2]), loss="mse")
+    row = next(row for row in result.layers if row.layer == "conv")
+    assert (row.zeros_before, row.restored, row.kept_by) == (54, 0, "TF-MOT")
+    assert row.zeros_after >= 54
+
+
+def test_before_a_concatenation_it_is_the_mask_that_keeps_the_zeros():
+    x, layers = keras.Input((8,), name="x"), keras.layers
+    branches = [layers.Dense(6, "relu", name="a")(x), layers.Dense(6, "tanh", name="b")(x)]
+    model = keras.Model(x, layers.Dense(2, name="fc")(layers.Concatenate(name="cat")(branches)), name="net")
+    for name in ("a", "b", "fc"):
+        kernel = model.get_layer(name).kernel
+        kernel.assign(kernel.numpy() * (np.arange(kernel.numpy().size).reshape(kernel.shape) % 5 > 1))
+    data = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
+    result = quantize_aware(model, (data, data[:, :2]), loss="mse")
+    assert {row.layer: row.kept_by for row in result.layers} == {"a": "mask", "b": "mask", "fc": "TF-MOT"}
+    assert all(row.restored > 0 for row in result.layers if row.kept_by == "mask")
+    assert all(row.zeros_after >= row.zeros_before > 0 for row in result.layers)
 
 
 @pytest.mark.slow
