@@ -56,3 +56,13 @@ def n_of_m(weight, kept, of):
         for i in ranked[max(0, len(group) - kept) :]:
             keep[i] = weight[i] != 0
     return keep
+
+
+def penalty(weight, sensitivity, groups, strength):
+    """strength * sum over the groups of 1/2 ||w_g||^2 max(0, 1 - S_g)."""
+    total = 0.0
+    for group in groups:
+        living = [float(sensitivity[i]) for i in group if weight[i] != 0]
+        mean = np.mean(living) if living else 0.0
+        total += 0.5 * sum(float(weight[i]) ** 2 for i in group) * max(0.0, 1 - mean)
+    return strength * total

@@ -34,6 +34,27 @@ print("KERAS", issubclass(tf.keras.Model, keras.Model), issubclass(tf.keras.Mode
 """
 
 
+EVERYTHING = """
+import os, tempfile, warnings
+{first}
+import numpy as np, keras, tensorflow as tf
+from keras_sensprune import cluster_preserving, export_quantized, quantize_aware
+filters = list(warnings.filters)
+before = dict(os.environ)
+net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, "relu"), keras.layers.Dense(2)])
+x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+quantized = quantize_aware(net, (x, x[:, :2]), loss="mse")
+cluster_preserving(net, (x, x[:, :2]), loss="mse", clusters=4)
+with tempfile.TemporaryDirectory() as folder:
+    export_quantized(quantized, os.path.join(folder, "net.tflite"), data=x, runtimes=("litert",))
+changed = {{k for k in before.keys() | os.environ if before.get(k) != os.environ.get(k)}}
+assert not changed, changed
+assert [f for f in warnings.filters if f in filters] == filters
+import tf_keras
+print("KERAS", issubclass(tf.keras.Model, keras.Model), issubclass(tf.keras.Model, tf_keras.Model))
+"""
+
+
 def run(script, **environment):
     kept = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
     command = [sys.executable, "-c", script]
@@ -43,6 +64,14 @@ def run(script, **environment):
 @pytest.mark.parametrize("first", FIRST)
 def test_tf_keras_and_environment_stay(first):
     done = run(SCRIPT.format(first=FIRST[first]))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "KERAS True False" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", FIRST)
+def test_training_and_export_leave_the_process_as_it_was(first):
+    done = run(EVERYTHING.format(first=FIRST[first]))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "KERAS True False" in done.stdout
 
