@@ -21,24 +21,25 @@ def forced(data: bytes, encoding: str, quantize: str) -> dict[int, str]:
 
     Args:
         data: a dense `.tflite` file.
-        encoding: "csr + densify" for convolutions, others for dense layers.
-        quantize: number format of the file.
+        encoding: "csr + densify" for convolutions and for float16, others for dense layers.
+        quantize: number format of the file; small layers that the converter left in float32 are passed over.
 
     Raises:
         ExportError: if a weight cannot have it, with the reason and the alternative, or there is no such weight.
     """
-    structure = "convolution" if encoding == "csr + densify" else "dense layer"
     model = schema.ModelT.InitFromPackedBuf(data)
-    if quantize == "float16":  # its weights are behind DEQUANTIZE, where no sparse weight can be
-        check_allowed(quantize, structure, encoding, (1,))
-    sites = [site for site in sparse_sites(model) if site.structure == structure]
+    expands = encoding == "csr + densify"
     chosen = {}
-    for site in sites:
-        if not np.all(site.values(model)):
-            check_allowed(site.dtype, site.structure, encoding, site.shape)
+    for site in sparse_sites(model):
+        values = site.values(model)
+        meant = (site.structure != "dense layer") == expands or (expands and site.dtype == "float16")
+        if meant and site.dtype == quantize and not np.all(values):
+            check_allowed(site.dtype, site.structure, encoding, site.shape, values)
             chosen[site.buffer] = encoding
     if not chosen:
-        raise ExportError(f"No {structure} of the model has zeros that could be stored as {encoding!r}.")
+        kind = "layer" if expands and quantize == "float16" else "convolution" if expands else "dense layer"
+        of = "" if quantize == "float32" else f" in {quantize} format"
+        raise ExportError(f"No {kind} of the model{of} has zeros that could be stored as {encoding!r}.")
     return chosen
 
 
@@ -59,7 +60,7 @@ def smallest(data: bytes, gzipped: bool) -> dict[int, str]:
                 return len(zlib.compress(stored_bytes(values, encoding), 6))
             return encoded_bytes(values, encoding, len(site.keys))
 
-        allowed = encodings_for(site.dtype, site.structure, site.shape)
+        allowed = encodings_for(site.dtype, site.structure, site.shape, values)
         best = min(("dense", *allowed), key=size)
         if best != "dense":
             chosen[site.buffer] = best
@@ -80,9 +81,8 @@ def fastest(data: bytes, ratio: Callable[[bytes, bytes], float]) -> dict[int, st
     chosen: dict[int, str] = {}
     current = data
     for site in sorted(sparse_sites(model), key=lambda site: -site.values(model).nbytes):
-        best = FASTER
-        for encoding in encodings_for(site.dtype, site.structure, site.shape):
-            values = site.values(model)
+        best, values = FASTER, site.values(model)
+        for encoding in encodings_for(site.dtype, site.structure, site.shape, values):
             if encoding.endswith("densify") or np.count_nonzero(values) > 0.6 * values.size:
                 continue  # expanded weights run dense; kernels for sparse ones lose below some 70 % of zeros
             tried = encode(data, {**chosen, site.buffer: encoding})

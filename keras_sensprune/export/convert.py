@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import keyword
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from keras_sensprune.export import int8
 
 DEFAULT_EXAMPLES = 16
 EVALUATION_BATCH = 64  # examples that Keras gets at once, where the model leaves the batch free
+_RESERVED = ("self", "cls", "args", "kwargs")  # names of a signature become those of a Python function's parameters
 _DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
@@ -214,16 +216,19 @@ def _free_batch(leaf: Any) -> keras.KerasTensor:
 
 
 def _names(labels: list[str]) -> tuple[str, ...]:
-    """Labels as names that a signature accepts, or numbered names if two would be equal."""
-    names = tuple(re.sub(r"\W", "_", label) for label in labels)
-    return names if len(set(names)) == len(names) else tuple(f"input_{i}" for i in range(len(labels)))
+    """Labels as names that a signature accepts, or numbered names: for reserved ones, or for all if two are equal."""
+    names = [re.sub(r"\W", "_", label, flags=re.ASCII) for label in labels]
+    for i, name in enumerate(names):
+        if not name.strip("_") or name in _RESERVED or keyword.iskeyword(name):
+            names[i] = f"input_{i}"
+    return tuple(names) if len(set(names)) == len(names) else tuple(f"input_{i}" for i in range(len(labels)))
 
 
 def _named(outputs: Any) -> dict[str, Any]:
     """Outputs by name: the keys of a dictionary of outputs, else output_0, output_1, ... in the order of the model."""
     leaves = keras.tree.flatten(outputs)
     flat = isinstance(outputs, dict) and len(leaves) == len(outputs)
-    if flat and all(isinstance(key, str) and key.isidentifier() for key in outputs):
+    if flat and all(isinstance(key, str) and key.isidentifier() and key.isascii() for key in outputs):
         return dict(outputs)
     return {f"output_{i}": value for i, value in enumerate(leaves)}
 

@@ -7,8 +7,11 @@ TensorFlow, for one, writes several of the kinds that fail.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
-from keras_sensprune.export.allowed import LARGEST_LEDGER
+import numpy as np
+
+from keras_sensprune.export.allowed import LARGEST_LEDGER, MOST_BLOCKS
 from keras_sensprune.export.graph import Operator, Subgraph, Tensor
 from keras_sensprune.export.layout import trailing_inputs
 
@@ -36,20 +39,28 @@ class Use:
     dequantized: bool = False
 
 
-def uses_of(subgraph: Subgraph, tensor: int) -> list[Use]:
+def uses_of(subgraph: Subgraph, tensor: int, constants: Collection[int] = ()) -> list[Use]:
     """Every use of a tensor; what DENSIFY and DEQUANTIZE make of it counts as the tensor itself.
 
-    Each tensor has one producer here, the last that writes it, so that the work over all constants stays linear.
+    Each tensor has one producer here, the last that writes it, and what is itself a constant is not followed: so what
+    is found for different constants is disjoint, and the work over all of them stays linear.
+
+    Args:
+        subgraph: where it is.
+        tensor: its number there.
+        constants: the tensors that have content of their own.
     """
     found, seen, waiting = [], {tensor}, [(tensor, False, False)]
     while waiting:
         index, densified, dequantized = waiting.pop()
-        for number in subgraph.consumers.get(index, ()):
+        for number, position in subgraph.uses.get(index, ()):
             operator = subgraph.operators[number]
             onward = operator.outputs[0] if operator.name in ("DENSIFY", "DEQUANTIZE") and operator.outputs else -1
             if onward < 0:
-                found.append(Use(number, operator.inputs.index(index), densified, dequantized))
-            elif onward not in seen and subgraph.producers[onward] == number and operator.inputs[0] == index:
+                found.append(Use(number, position, densified, dequantized))
+            elif onward in seen or onward in constants:
+                continue
+            elif subgraph.producers[onward] == number and position == 0:
                 seen.add(onward)
                 expanded = densified or operator.name == "DENSIFY"
                 waiting.append((onward, expanded, dequantized or operator.name == "DEQUANTIZE"))
@@ -88,6 +99,10 @@ def _execution(subgraph: Subgraph, tensor: int, encoding: str, use: Use) -> str:
         return f"{UNSUPPORTED}DEQUANTIZE {_SHORT}: NaN or a crash"
     if use.densified:
         reason = _densify_problem(subgraph, operator, constant.dtype)
+        if use.dequantized and operator.name == "TRANSPOSE_CONV":
+            reason = (
+                f"{operator.name} behind DENSIFY and DEQUANTIZE is wrong with the default delegate if the batch is free"
+            )
         return f"{UNSUPPORTED}{reason}" if reason else DENSIFIED
     reason = _direct_problem(operator, constant, encoding, use.position, _activations(subgraph, operator))
     return f"{UNSUPPORTED}{reason}" if reason else NATIVE
@@ -95,7 +110,9 @@ def _execution(subgraph: Subgraph, tensor: int, encoding: str, use: Use) -> str:
 
 def _activations(subgraph: Subgraph, operator: Operator) -> str:
     """Number format of what an operator computes with."""
-    return subgraph.tensors[operator.inputs[0]].dtype if operator.inputs[0] >= 0 else ""
+    position = 2 if operator.name == "TRANSPOSE_CONV" else 0  # its first input is the shape of the result
+    index = operator.inputs[position] if position < len(operator.inputs) else -1
+    return subgraph.tensors[index].dtype if index >= 0 else ""
 
 
 def _densify_problem(subgraph: Subgraph, operator: Operator, dtype: str) -> str:
@@ -112,6 +129,14 @@ def _densify_problem(subgraph: Subgraph, operator: Operator, dtype: str) -> str:
     return ""
 
 
+def _fullest_row(constant: Tensor) -> int:
+    """The largest number of blocks that a row stores."""
+    levels = () if constant.sparsity is None else constant.sparsity.dimensions
+    return max(
+        (int(np.max(np.diff(d.segments.astype(np.int64)), initial=0)) for d in levels if d.compressed), default=0
+    )
+
+
 def _direct_problem(operator: Operator, constant: Tensor, encoding: str, position: int, activations: str) -> str:
     """Why a sparse constant that an operator reads itself does not run, or ""."""
     dtype, kind = constant.dtype, (constant.dtype, encoding)
@@ -124,8 +149,17 @@ def _direct_problem(operator: Operator, constant: Tensor, encoding: str, positio
     if activations not in ("float32", dtype):
         return f"FULLY_CONNECTED has no kernel for {encoding} of {dtype} with {activations} activations"
     inputs = constant.shape[-1]
-    if dtype == "int8" and activations == "float32" and inputs > LARGEST_LEDGER:
-        return f"the kernel for float activations is silently wrong above {LARGEST_LEDGER} inputs, here are {inputs}"
+    if dtype == "int8" and activations == "float32":
+        if inputs > LARGEST_LEDGER:
+            return (
+                f"the kernel for float activations is silently wrong above {LARGEST_LEDGER} inputs, here are {inputs}"
+            )
+        fullest = _fullest_row(constant)
+        if fullest > MOST_BLOCKS:
+            return (
+                f"a row has {fullest} blocks, and the kernel for float activations counts to {MOST_BLOCKS} without an "
+                "error"
+            )
     if operator.version != SPARSE_VERSION:
         return (
             f"FULLY_CONNECTED has version {operator.version}, not {SPARSE_VERSION}: the default delegate takes it and "

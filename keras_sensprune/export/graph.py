@@ -83,13 +83,21 @@ class Subgraph:
     outputs: tuple[int, ...]
 
     @functools.cached_property
+    def uses(self) -> dict[int, list[tuple[int, int]]]:
+        """Tensor -> (operator that reads it, first position among its inputs), each operator once."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for number, operator in enumerate(self.operators):
+            first: dict[int, int] = {}
+            for position, index in enumerate(operator.inputs):
+                first.setdefault(index, position)
+            for index, position in first.items():
+                found.setdefault(index, []).append((number, position))
+        return found
+
+    @functools.cached_property
     def consumers(self) -> dict[int, list[int]]:
         """Tensor -> operators that read it, each once."""
-        found: dict[int, list[int]] = {}
-        for number, operator in enumerate(self.operators):
-            for index in dict.fromkeys(operator.inputs):
-                found.setdefault(index, []).append(number)
-        return found
+        return {index: [number for number, _ in found] for index, found in self.uses.items()}
 
     @functools.cached_property
     def producers(self) -> dict[int, int]:
@@ -123,3 +131,8 @@ class TfliteFile:
     def stored(self, tensor: Tensor) -> np.ndarray:
         """The bytes of a constant; empty for a tensor that is computed."""
         return self.buffers[tensor.buffer] if tensor.buffer < len(self.buffers) else np.empty(0, "<u1")
+
+    def constants(self, subgraph: Subgraph) -> list[int]:
+        """The tensors of a subgraph that have content in the file."""
+        tensors = enumerate(subgraph.tensors)
+        return [t for t, tensor in tensors if len(self.stored(tensor)) or tensor.sparsity is not None]

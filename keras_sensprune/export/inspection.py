@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_sensprune.errors import DataError, argument_error
 from keras_sensprune.export.execution import UNSUPPORTED, execution_of, uses_of
-from keras_sensprune.export.graph import Signature, Subgraph, Tensor, TfliteFile
+from keras_sensprune.export.graph import Signature, Tensor, TfliteFile
 from keras_sensprune.export.layout import encoding_name, stored_entries
 from keras_sensprune.export.reader import read_tflite
 from keras_sensprune.export.schema import TYPES
@@ -61,7 +61,7 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TfliteRecord:
         raise argument_error("path", "the name of a .tflite file", path)
     file = read_tflite(path)
     constants = Constants(file)
-    found = [constants.record(s, t) for s, graph in enumerate(file.subgraphs) for t in _constants(file, graph)]
+    found = [constants.record(s, t) for s in range(len(file.subgraphs)) for t in constants.found[s]]
     counts = collections.Counter((op.name, op.version) for graph in file.subgraphs for op in graph.operators)
     operators = tuple(OperatorCount(name, version, n) for (name, version), n in counts.most_common())
     custom = tuple(sorted({op.name for op in operators if op.name.startswith(("custom:", "operation "))}))
@@ -80,16 +80,12 @@ def inspect_tflite(path: str | os.PathLike[str]) -> TfliteRecord:
     )
 
 
-def _constants(file: TfliteFile, graph: Subgraph) -> list[int]:
-    """The tensors of a subgraph that have content in the file."""
-    return [t for t, tensor in enumerate(graph.tensors) if len(file.stored(tensor)) or tensor.sparsity is not None]
-
-
 class Constants:
     """Turns constants into records; what was counted once is not counted again."""
 
     def __init__(self, file: TfliteFile) -> None:
         self.file = file
+        self.found = [dict.fromkeys(file.constants(graph)) for graph in file.subgraphs]
         self.signed_zeros = 0
         self.counted = 0
         self.nonzeros: dict[tuple[int, int, int | None], int] = {}
@@ -103,7 +99,7 @@ class Constants:
         if tensor.sparsity is not None:
             encoding = encoding_name(tensor.shape, tensor.sparsity)
             index_bytes = sum(dimension.bytes for dimension in tensor.sparsity.dimensions)
-        uses = uses_of(graph, t)
+        uses = uses_of(graph, t, self.found[s])
         execution = execution_of(graph, t, encoding, uses)
         expanded = encoding != "dense" and any(use.densified for use in uses)
         size = index_bytes + (0 if tensor.buffer in self.buffers else stored.nbytes)

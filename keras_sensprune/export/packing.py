@@ -5,7 +5,8 @@ files. Here weights are written as
 
 - "csr": rows (output units) dense, columns (inputs) compressed, straight into FULLY_CONNECTED
 - "1x4" (float32), "1x16" (int8): the same with blocks of consecutive inputs in place of single ones
-- "csr + densify": of a convolution, compressed along the last axis; a DENSIFY operation expands it at load time
+- "csr + densify": of a convolution or of float16, compressed along the last axis; a DENSIFY operation expands it at
+  load time
 
 The kernels for the first three answer only to version 8 of FULLY_CONNECTED; at any other version the default delegate
 reads the short buffer as if it were dense. Which encoding may be used where is decided by `allowed.py`.
@@ -91,7 +92,7 @@ def _encode_site(model: Any, site: Site, encoding: str, codes: dict[int, int]) -
         tensor.sparsity = _parameters(site.shape, dimensions, BLOCKS[encoding])
         if encoding == "csr + densify":
             _expand_at_load(model, subgraph, key[1], site.operators[key], codes)
-        elif site.structure == "dense layer":
+        elif site.structure == "dense layer" and site.dtype != "float16":
             for operator in site.operators[key]:
                 operator.opcodeIndex = _code(model, OPS.FULLY_CONNECTED, SPARSE_VERSION, codes)
 

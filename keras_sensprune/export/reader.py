@@ -8,6 +8,7 @@ nor TensorFlow is imported.
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import stat
@@ -23,6 +24,7 @@ from keras_sensprune.export.schema import FIELDS, IDENTIFIER, INDEX_VECTORS, OPE
 # The largest graphs that we know of have some 10^4 operators and tensors. In an honest file every byte belongs to one
 # object (or a few: strings and vtables may be shared), so all that is read comes to no more than the file's size.
 MOST_TABLES, MOST_INTEGERS, MOST_READS = 1_000_000, 4_000_000, 4
+MOST_AXES, MOST_ENTRIES = 64, 2**63  # of a tensor; runtimes count entries in 64 bits, and know some 8 axes
 _WIDTHS = {"b": 1, "B": 1, "?": 1, "i": 4, "I": 4, "Q": 8}
 
 
@@ -212,6 +214,8 @@ class _Reader:
         name, shape = self.text(table, "name"), self.integer_tuple(table, "shape")
         if not 0 <= kind < len(TYPES):
             self.fail(f"tensor {name[:80]!r} has the unknown type {kind}", table.start)
+        if len(shape) > MOST_AXES or math.prod(max(abs(size), 1) for size in shape) >= MOST_ENTRIES:
+            self.fail(f"tensor {name[:80]!r} has {len(shape)} axes, or more entries than can be counted", table.start)
         if buffer >= self.buffer_count and (buffer or self.buffer_count):
             self.fail(f"tensor {name[:80]!r} has buffer {buffer} of {self.buffer_count}", table.start)
         quantization = self.optional(table, "quantization", "QuantizationParameters")

@@ -24,7 +24,12 @@ WEIGHT_POSITIONS = {
     OPS.EMBEDDING_LOOKUP: (1,),
 }
 # The operations behind which a weight can be sparse, as `allowed.py` names them.
-STRUCTURES = {OPS.FULLY_CONNECTED: "dense layer", OPS.CONV_2D: "convolution", OPS.DEPTHWISE_CONV_2D: "convolution"}
+STRUCTURES = {
+    OPS.FULLY_CONNECTED: "dense layer",
+    OPS.CONV_2D: "convolution",
+    OPS.DEPTHWISE_CONV_2D: "convolution",
+    OPS.TRANSPOSE_CONV: "transposed convolution",
+}
 DTYPES = {
     schema.TensorType.FLOAT32: ("float32", "<f4"),
     schema.TensorType.FLOAT16: ("float16", "<f2"),
@@ -41,9 +46,10 @@ class Site:
         buffer: index of its buffer.
         keys: the tensors that share the buffer, all of one shape, none of them used for anything but weights.
         shape: their shape; of a dense layer (outputs, inputs).
-        dtype: "float32", or for int8 weights "dynamic" (float activations) or "int8" (int8 activations).
-        structure: "dense layer" or "convolution".
-        operators: per tensor key the operators that use it as weight.
+        dtype: "float32", "float16" (used through DEQUANTIZE), or for int8 weights "dynamic" (float activations) or
+            "int8" (int8 activations).
+        structure: "dense layer", "convolution" or "transposed convolution".
+        operators: per tensor key the operators that read it: those that use it as weight, or its DEQUANTIZE.
     """
 
     buffer: int
@@ -55,7 +61,7 @@ class Site:
 
     def values(self, model: Any) -> np.ndarray:
         """The stored weight as an array of its shape."""
-        kind = DTYPES[schema.TensorType.FLOAT32 if self.dtype == "float32" else schema.TensorType.INT8][1]
+        kind = {"float32": "<f4", "float16": "<f2"}.get(self.dtype, "<i1")
         return np.asarray(model.buffers[self.buffer].data).view(kind).reshape(self.shape)
 
 
@@ -112,7 +118,30 @@ def _weight_uses(model: Any) -> dict[TensorKey, list[tuple[str, str, Any]]]:
                     spoiled.add((s, t))
                 else:
                     uses[s, t].append((*kind, operator))
-    return {key: [] if key in spoiled else found for key, found in uses.items()}
+    found = {key: [] if key in spoiled else list(uses[key]) for key in uses}
+    return found | _dequantized_uses(model, found)
+
+
+def _dequantized_uses(
+    model: Any, uses: dict[TensorKey, list[tuple[str, str, Any]]]
+) -> dict[TensorKey, list[tuple[str, str, Any]]]:
+    """The same for float16 constants that are read by nothing but DEQUANTIZE, whose results are weights only."""
+    found: dict[TensorKey, list[tuple[str, str, Any]]] = {}
+    for s, subgraph in enumerate(model.subgraphs):
+        readers: dict[int, list[Any]] = collections.defaultdict(list)
+        for operator in subgraph.operators or ():
+            for t in set(indices(operator.inputs)):
+                readers[t].append(operator)
+        for t, operators in readers.items():
+            halves = subgraph.tensors[t].type == schema.TensorType.FLOAT16
+            if not halves or any(operation(model, operator) != OPS.DEQUANTIZE for operator in operators):
+                continue
+            behind = [uses.get((s, int(operator.outputs[0]))) for operator in operators]
+            kinds = {structure for group in behind for structure, *_ in group or ()}
+            if all(behind) and len(kinds) == 1 and t not in indices(subgraph.outputs):
+                structure = kinds.pop()
+                found[s, t] = [(structure, "float16", operator) for operator in operators]
+    return found
 
 
 def _kind(model: Any, subgraph: Any, operator: Any) -> tuple[str, str] | None:
@@ -123,11 +152,12 @@ def _kind(model: Any, subgraph: Any, operator: Any) -> tuple[str, str] | None:
     options = operator.builtinOptions
     if code == OPS.FULLY_CONNECTED and options.weightsFormat != schema.FullyConnectedOptionsWeightsFormat.DEFAULT:
         return None
-    types = tuple(subgraph.tensors[t].type for t in operator.inputs[:2])
+    inputs = indices(operator.inputs)
+    data = inputs[2 if code == OPS.TRANSPOSE_CONV else 0]  # the first input of that one is the shape of its result
     kinds = schema.TensorType
     dtype = {
         (kinds.FLOAT32, kinds.FLOAT32): "float32",
         (kinds.FLOAT32, kinds.INT8): "dynamic",
         (kinds.INT8, kinds.INT8): "int8",
-    }.get(types)
+    }.get((subgraph.tensors[data].type, subgraph.tensors[inputs[1]].type))
     return None if dtype is None else (STRUCTURES[code], dtype)

@@ -21,6 +21,8 @@ from keras_sensprune.export.packing import BLOCKS
 from keras_sensprune.records import ExportRecord
 from keras_sensprune.untouched import model_untouched
 
+COMPARED = 256  # representative examples that the file is compared on, where `data` is not given
+
 
 def export_tflite(
     model: keras.Model,
@@ -69,14 +71,16 @@ def export_tflite(
         clusters: replace the nonzero weights of each tensor by so many values (2 to 256; 8 to 16 cost little
             accuracy), which makes the gzipped file much smaller; float32 only.
         data: example inputs to compare on, as for `model.predict`: an array, or a list or dictionary of arrays,
-            each (examples, ...). By default 16 seeded random examples: normal for floats, 0 and 1 for integers.
-            Needed for subclassed models and for inputs with a free size beside the batch.
+            each (examples, ...). By default the first 256 of `representative_data`, where that is given; else 16
+            seeded random examples: normal for floats, 0 and 1 for integers. Needed for subclassed models and for inputs
+            with a free size beside the batch.
         labels: class numbers (examples,) of `data`; then the record holds the errors of model and file, in percent.
         overwrite: whether a file that exists may be replaced.
         tolerance: largest absolute difference allowed between file and model. By default, for each output of a float32
-            file, 1e-5 plus 1e-4 times its largest absolute value, and 0 for integer outputs. For the other formats the
-            root mean square of the difference may be 1 % (float16), 10 % (dynamic), 20 % (int8, clusters) of that of
-            the output: enough to tell rounding from garbage, so look at the errors too.
+            file, 1e-4 times its largest absolute value plus 1e-5 (or 2 % of that value, if that is less), and 0 for
+            integer outputs. For the other formats the root mean square of the difference may be 1 % (float16), 10 %
+            (dynamic), 20 % (int8) of that of the output: enough to tell rounding from garbage, so look at the errors
+            too. What clusters lose is in the record, and limited only by a tolerance that you set.
         runtimes: "litert", "tflite" or both: which runtimes must agree. tf.lite costs some seconds.
 
     Returns:
@@ -109,9 +113,9 @@ def export_tflite(
     options = _options(quantize, sparse, target, measure, clusters, tolerance, runtimes, overwrite)
     writing.checked_target(path, overwrite)
     _check_model(model)
-    inputs = convert.model_inputs(model, data)
-    arrays = convert.example_arrays(inputs, data)
+    inputs = convert.model_inputs(model, representative_data if data is None else data)
     representative = _representative(inputs, options.quantize, representative_data)
+    arrays = _compared(inputs, data, representative)
     wanted = _labels(labels, data, len(arrays[inputs.names[0]]))
     with model_untouched(model):
         dense = convert.convert_dense(model, inputs, options.quantize, representative)
@@ -156,6 +160,16 @@ def _representative(inputs: convert.ModelInputs, quantize: str, data: Any) -> di
         remedy = "Pass a hundred or more inputs that look like real ones, as for `model.predict`."
         raise argument_error("representative_data", "given for quantize='int8'", data, remedy)
     return convert.example_arrays(inputs, data, "representative_data")
+
+
+def _compared(
+    inputs: convert.ModelInputs, data: Any, representative: dict[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """The examples to compare on. Ranges of int8 say nothing about inputs that look different."""
+    if data is not None or representative is None:
+        return convert.example_arrays(inputs, data)
+    batch = inputs.batch or 1
+    return {name: value[: max(COMPARED // batch, 1) * batch] for name, value in representative.items()}
 
 
 def _labels(labels: Any, data: Any, examples: int) -> np.ndarray | None:

@@ -22,28 +22,14 @@ from typing import Any
 import numpy as np
 
 from keras_sensprune.errors import ExportError
+from keras_sensprune.export.agreement import ABSOLUTE as ABSOLUTE
+from keras_sensprune.export.agreement import RELATIVE as RELATIVE
+from keras_sensprune.export.agreement import Limits, check_outputs, largest
 
 # Each with the default delegate (XNNPACK) and with the built-in kernels alone: they share hardly any code.
 RUNTIMES = {"litert": "LiteRT", "tflite": "tf.lite"}
 DELEGATES = ("default delegate", "no delegate")
 CHUNK = 64
-
-# Rounding in float32: the unit roundoff is u = 2**-24, about 6e-8, and a sum of n terms, taken in another order,
-# moves by at most n * u of the sum of the absolute terms. 1e-4 is u times 1700: the fan-in of a wide layer in the
-# worst case, and far above what layers add up to when errors have random signs. An output that cancels to about 0
-# still carries the rounding of the activations of order 1 it came from: 1e-5 is u times 170. Wrong encodings seen
-# so far were off by 5 % of the largest output and more.
-RELATIVE, ABSOLUTE = 1e-4, 1e-5
-
-# Root mean square of the difference as a share of that of the outputs, against Keras. Rounding to b bits moves a value
-# by at most 2**-b of the largest one, on average by 0.29 of that; for 8 bits about 0.1 % of the largest, so 0.5 % of a
-# typical value, in every weight and every activation of every layer. A share of 10 % is then 20 layers deep if errors
-# add up, 400 if they have random signs; full int8 rounds the activations of all examples alike, hence twice as much.
-# Garbage (a buffer that was read wrongly) has a share of about 1. float16 keeps 11 bits.
-ROUNDING = {"float16": 0.01, "clustered": 0.2, "dynamic": 0.1, "int8": 0.2}
-# The sparse file against its dense twin: the same weights, so only the rounding of activations may differ (of dynamic
-# ones the kernels differ in how they do it; those of int8 are fixed in the file).
-TWIN_ROUNDING = {"dynamic": 0.05, "int8": 0.02}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +60,8 @@ def verify_file(
     expected: Mapping[str, np.ndarray],
     *,
     batch: int | None = None,
-    tolerance: float | None = None,
-    rounding: float | None = None,
+    limits: Limits | None = None,
+    twin: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     runtimes: tuple[str, ...] = ("litert",),
     timeout: float = 600.0,
 ) -> Comparison:
@@ -87,10 +73,8 @@ def verify_file(
         expected: what the Keras model answers, (examples, ...) by the names of the signature.
         batch: the batch size that is fixed in the file, a divisor of the number of examples; None if it is free.
             With a free batch the first example is also run alone.
-        tolerance: largest absolute difference allowed for every output; by default 1e-5 plus 1e-4 of the largest
-            absolute value of that output, and 0 for integers.
-        rounding: for quantized files, in place of the default of `tolerance`: the root mean square of the difference
-            that is allowed, as a share of the root mean square of that output.
+        limits: what may differ; None means what rounding in float32 warrants.
+        twin: what another file answered in the same runs, by run and name: compared with in place of `expected`.
         runtimes: "litert", "tflite", or both; each runs in its own process, at the same time.
         timeout: seconds after which a child is ended.
 
@@ -101,6 +85,7 @@ def verify_file(
         ExportError: if Keras' own outputs are not finite, or the file does not load, crashes, answers NaN, or
             differs by more than the tolerance.
     """
+    limits = limits or Limits()
     examples = len(next(iter(inputs.values())))
     starts = range(0, examples, batch or CHUNK)
     slices = [(start, min(start + (batch or CHUNK), examples)) for start in starts]
@@ -109,52 +94,15 @@ def verify_file(
     for name, value in expected.items():
         if not np.all(np.isfinite(value)):
             raise ExportError(f"Output {name!r} of the Keras model holds NaN or infinity for the example inputs.")
-    limits = {name: _limit(value, tolerance, rounding) for name, value in expected.items()}
-    reference = {name: np.concatenate([value[a:b] for a, b in slices]) for name, value in expected.items()}
     worst, answers = 0.0, {}
     for run, outputs in _run_in_children(path, inputs, slices, runtimes, timeout).items():
-        if set(outputs) != set(reference):
-            raise ExportError(f"The file has the outputs {sorted(outputs)}, the Keras model {sorted(reference)}.")
-        for name, value in reference.items():
-            label = f"Output {name!r} of the file ({run})"
-            use_rms = tolerance is None and rounding is not None and value.dtype.kind == "f"
-            worst = max(worst, _difference(value, outputs[name], limits[name], label, use_rms))
+        reference = expected if twin is None else twin[run]
+        sliced = {name: np.concatenate([value[a:b] for a, b in slices]) for name, value in reference.items()}
+        worst = max(worst, check_outputs(sliced, outputs, run, limits))
         answers[run] = {name: value[-examples:] for name, value in outputs.items()}
-    largest = max(_largest(value) for value in expected.values())
-    return Comparison(worst, largest, max(limits.values()), tuple(answers), examples, answers)
-
-
-def _largest(value: np.ndarray) -> float:
-    return float(np.max(np.abs(value.astype(np.float64)), initial=0.0))
-
-
-def _rms(value: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(value.astype(np.float64)), dtype=np.float64)))
-
-
-def _limit(value: np.ndarray, tolerance: float | None, rounding: float | None) -> float:
-    if tolerance is not None:
-        return tolerance
-    if value.dtype.kind != "f":
-        return 0.0
-    return ABSOLUTE + (RELATIVE * _largest(value) if rounding is None else rounding * _rms(value))
-
-
-def _difference(value: np.ndarray, output: np.ndarray, limit: float, label: str, use_rms: bool) -> float:
-    """The largest absolute difference, or an `ExportError` that says what is wrong."""
-    if output.shape != value.shape:
-        raise ExportError(f"{label} has shape {output.shape}, the Keras model gives {value.shape}.")
-    if not np.all(np.isfinite(output)):
-        raise ExportError(f"{label} holds NaN or infinity, the Keras model does not.")
-    gap = value.astype(np.float64) - output.astype(np.float64)
-    size, kind = (_rms(gap), "root mean square ") if use_rms else (_largest(gap), "")
-    if size > limit:
-        scale = f"{kind}output: {_rms(value):.3g}" if use_rms else f"largest absolute output: {_largest(value):.3g}"
-        by = f"a {kind}of {size:.3g}" if use_rms else f"{size:.3g}"
-        raise ExportError(
-            f"{label} differs from the Keras model by {by}, more than the tolerance {limit:.3g} ({scale})."
-        )
-    return _largest(gap)
+    top = max(largest(value) for value in expected.values())
+    allowed = max(limits.limit(value) for value in expected.values())
+    return Comparison(worst, top, allowed, tuple(answers), examples, answers)
 
 
 def _run_in_children(

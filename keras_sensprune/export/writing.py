@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gzip
 import math
 import os
 import pathlib
-import secrets
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from keras_sensprune.errors import ExportError, argument_error
+from keras_sensprune.errors import ExportError
 from keras_sensprune.export import choices, flatbuffer, packing, verify
+from keras_sensprune.export.agreement import ROUNDING, TINY, TWIN_PEAK, TWIN_ROUNDING, Limits, check_outputs, rms
 from keras_sensprune.export.clusters import clustered
+from keras_sensprune.export.files import checked_target as checked_target
+from keras_sensprune.export.files import give_name, temporary_file, write
 from keras_sensprune.export.latency import benchmark_tflite
-from keras_sensprune.formulas.counting import information_bits
-from keras_sensprune.records import CandidateRecord, ExportRecord, TensorRecord
+from keras_sensprune.export.recording import class_errors, gzip_size, record_of, verdicts
+from keras_sensprune.records import ExportRecord
 
-VALUE_BITS = {"float32": 32, "float16": 16, "int8": 8}
+Answers = Mapping[str, Mapping[str, np.ndarray]]  # by run and output
+LARGE_LOSS = 0.2  # of the outputs (root mean square): clustering that changes them by more is warned of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,12 +92,13 @@ def write_checked(
     options = options or Options()
     target = checked_target(path, options.overwrite)
     dense = flatbuffer.positive_zeros(dense)
-    if options.clusters is not None:
-        dense = clustered(dense, options.clusters)
-    with _temporary_file(target) as file:
-        _write(file, dense)
-        rounding = verify.ROUNDING.get("clustered" if options.clusters is not None else options.quantize)
-        comparison = _verified(file, examples, examples.expected, options, rounding)
+    with temporary_file(target) as file:
+        write(file, dense)
+        limits = Limits(options.tolerance, ROUNDING.get(options.quantize))
+        comparison, clustering = _verified(file, examples, options, limits), 0.0
+        if options.clusters is not None:
+            dense = clustered(dense, options.clusters)
+            comparison, clustering = _checked_clusters(file, dense, examples, options, comparison)
         best, candidates = _best(dense, examples, options, file)
         content, tried, twin = dense, "", 0.0
         if best is not None:
@@ -106,33 +107,60 @@ def write_checked(
             except ExportError as error:
                 tried = str(error)
                 warnings.warn(f"The sparse file was not used, the dense one is written instead. {tried}", stacklevel=3)
-                _write(file, dense)
-        record = _record(target, content, len(dense), comparison, options)
-        verdicts, (keras_error, file_error) = _verdicts(candidates, content, tried), _errors(comparison, examples)
+                write(file, dense)
+        record = record_of(target, content, comparison, options.quantize, options.clusters)
+        keras_error, file_error = class_errors(comparison, examples.expected, examples.labels)
         record = dataclasses.replace(
-            record, candidates=verdicts, twin_difference=twin, keras_error=keras_error, error=file_error
+            record,
+            dense_bytes=len(dense),
+            candidates=verdicts(candidates, content, tried),
+            twin_difference=twin,
+            clustering_difference=clustering,
+            keras_error=keras_error,
+            error=file_error,
         )
-        checked_target(path, options.overwrite)  # it may have appeared while we converted
-        os.replace(file, target)
+        give_name(file, target, options.overwrite)
     return record
 
 
 def _verified(
-    file: pathlib.Path,
-    examples: Examples,
-    expected: Mapping[str, np.ndarray],
-    options: Options,
-    rounding: float | None,
+    file: pathlib.Path, examples: Examples, options: Options, limits: Limits, twin: Answers | None = None
 ) -> verify.Comparison:
     return verify.verify_file(
         file,
         examples.inputs,
-        expected,
+        examples.expected,
         batch=examples.batch,
-        tolerance=options.tolerance,
-        rounding=rounding,
+        limits=limits,
+        twin=twin,
         runtimes=options.runtimes,
     )
+
+
+def _checked_clusters(
+    file: pathlib.Path, content: bytes, examples: Examples, options: Options, exact: verify.Comparison
+) -> tuple[verify.Comparison, float]:
+    """Write the clustered file: all runs must agree on it; how far it is from the model is measured, not judged.
+
+    The unclustered file agreed with the model before, and this one differs from it in the values of weights only. So
+    what it is off by is the loss that was asked for, unless the user set a tolerance.
+    """
+    write(file, content)
+    found = _verified(file, examples, options, Limits(math.inf))
+    first = found.runs[0]
+    for run in found.runs[1:]:
+        check_outputs(found.answers[first], found.answers[run], run, Limits(reference=f"the same file ({first})"))
+    lost = max(
+        rms(value - found.answers[first][name]) / max(rms(value), TINY) for name, value in examples.expected.items()
+    )
+    loss = f"{options.clusters} values per tensor move the outputs by {found.max_difference:.3g}"
+    if options.tolerance is not None and found.max_difference > options.tolerance:
+        limit = f"more than the tolerance {options.tolerance:.3g}"
+        raise ExportError(f"{loss}, {limit}. Ask for more clusters, or pass a larger `tolerance`.")
+    if lost > LARGE_LOSS:
+        text = f"{loss}, or {100 * lost:.0f} % (root mean square). Look at the errors; more clusters lose less."
+        warnings.warn(text, stacklevel=4)
+    return dataclasses.replace(found, tolerance=exact.tolerance), lost
 
 
 def _best(
@@ -160,7 +188,7 @@ def _best(
         content = packing.encode(dense, chosen)
         if chosen and all(content != other for _, other in candidates):
             candidates.append((name, content))
-    size: Callable[[bytes], int] = len if options.measure == "raw" else _gzip_size
+    size: Callable[[bytes], int] = len if options.measure == "raw" else gzip_size
     best = min((content for _, content in candidates), key=size)
     return (None if best is dense else best), candidates
 
@@ -178,10 +206,11 @@ def _time_ratio(one: bytes, other: bytes, batch: int) -> float:
 def _checked_twin(
     file: pathlib.Path, content: bytes, examples: Examples, options: Options, dense: verify.Comparison
 ) -> tuple[verify.Comparison, float]:
-    """Write the sparse file; compare it with its dense twin, and measure its distance to the model."""
-    _write(file, content)
-    twin = dense.answers[dense.runs[0]]
-    found = _verified(file, examples, twin, options, verify.TWIN_ROUNDING.get(options.quantize))
+    """Write the sparse file; compare it with its dense twin, run by run, and measure its distance to the model."""
+    write(file, content)
+    rounding = TWIN_ROUNDING.get(options.quantize)
+    limits = Limits(options.tolerance, rounding, None if rounding is None else TWIN_PEAK, "the dense file")
+    found = _verified(file, examples, options, limits, dense.answers)
     worst = max(
         float(np.max(np.abs(value.astype(np.float64) - found.answers[run][name].astype(np.float64)), initial=0.0))
         for name, value in examples.expected.items()
@@ -189,101 +218,7 @@ def _checked_twin(
     )
     absolute = options.tolerance is not None or (options.quantize == "float32" and options.clusters is None)
     if absolute and worst > dense.tolerance:
-        raise ExportError(f"It differs from the model by {worst:.3g}, more than the tolerance {dense.tolerance:.3g}.")
+        raise ExportError(
+            f"It differs from the Keras model by {worst:.3g}, more than the tolerance {dense.tolerance:.3g}."
+        )
     return dataclasses.replace(dense, max_difference=worst, answers=found.answers), found.max_difference
-
-
-def _verdicts(candidates: list[tuple[str, bytes]], written: bytes, failed: str) -> tuple[CandidateRecord, ...]:
-    records = []
-    for name, content in candidates:
-        chosen = content is written
-        reason = "agrees, and is the best by what was asked" if chosen else "another one is better by what was asked"
-        if failed and name != "dense":
-            reason = f"does not agree: {failed}"
-        records.append(CandidateRecord(name, len(content), _gzip_size(content), chosen, reason))
-    return tuple(records)
-
-
-def _errors(comparison: verify.Comparison, examples: Examples) -> tuple[float, float] | tuple[None, None]:
-    """Percent of wrong classes of model and file (first output, first run), if there are labels."""
-    if examples.labels is None:
-        return None, None
-    name = next(iter(examples.expected))
-    file = comparison.answers[comparison.runs[0]][name]
-    wrong = [np.argmax(value, axis=-1) != examples.labels for value in (examples.expected[name], file)]
-    return round(100.0 * float(np.mean(wrong[0])), 4), round(100.0 * float(np.mean(wrong[1])), 4)
-
-
-def _record(
-    target: pathlib.Path, content: bytes, dense_bytes: int, comparison: verify.Comparison, options: Options
-) -> ExportRecord:
-    tensors = flatbuffer.weight_tensors(content)
-    sparse_tensors = sum(tensor.encoding != "dense" for tensor in tensors)
-    return ExportRecord(
-        path=str(target),
-        encoding="sparse" if sparse_tensors else "dense",
-        bytes=len(content),
-        gzip_bytes=_gzip_size(content),
-        dense_bytes=dense_bytes,
-        tensors=tensors,
-        sparse_tensors=sparse_tensors,
-        max_difference=comparison.max_difference,
-        largest_output=comparison.largest_output,
-        tolerance=comparison.tolerance,
-        runs=comparison.runs,
-        examples=comparison.examples,
-        quantize=options.quantize,
-        information_bytes=math.ceil(sum(_information(tensor, options.clusters) for tensor in tensors) / 8),
-    )
-
-
-def _information(tensor: TensorRecord, clusters: int | None) -> float:
-    total = math.prod(tensor.shape)
-    bits: float = VALUE_BITS[tensor.dtype]
-    if clusters is not None:
-        bits = min(bits, math.log2(clusters))
-    return information_bits(total, total - tensor.zeros, bits)
-
-
-def _gzip_size(content: bytes) -> int:
-    return len(gzip.compress(content, 9, mtime=0))
-
-
-def checked_target(path: Any, overwrite: Any) -> pathlib.Path:
-    """`path`, if a file may be written there.
-
-    Raises:
-        ArgumentError: if not, with the reason.
-    """
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise argument_error("path", "the name of a file", path)
-    if not isinstance(overwrite, bool):
-        raise argument_error("overwrite", "True or False", overwrite)
-    target = pathlib.Path(os.fspath(path))
-    if not target.parent.is_dir():
-        raise argument_error("path", "in a folder that exists", str(path), "Create the folder first.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise argument_error("path", "in a folder that may be written to", str(path))
-    if target.is_dir():
-        raise argument_error("path", "the name of a file, not of a folder", str(path))
-    if os.path.lexists(target) and not overwrite:
-        allowed = "a file that does not exist"
-        raise argument_error("path", allowed, str(path), "Pass overwrite=True to replace it.")
-    return target
-
-
-@contextlib.contextmanager
-def _temporary_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new name beside `target`; whatever is left under it is removed at the end, also after Ctrl-C."""
-    file = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        yield file
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _write(file: pathlib.Path, content: bytes) -> None:
-    with open(file, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())  # the later rename must not outrun the content

@@ -59,7 +59,8 @@ class ExportRecord:
         sparse_tensors: how many of them are stored sparse.
         max_difference: largest absolute difference between file and Keras model over all runs.
         largest_output: largest absolute output of the Keras model on the same data.
-        tolerance: what was allowed for max_difference.
+        tolerance: what was allowed for max_difference (for quantized files for the root mean square of the difference,
+            with clusters for the file before they were applied).
         runs: the interpreters that ran the file.
         examples: how many input examples were compared.
         quantize: "float32", "float16", "dynamic" or "int8".
@@ -68,6 +69,8 @@ class ExportRecord:
             `formulas.counting.information_bits`; other constants and the graph are not counted. A gzipped file can be
             smaller where values share bits.
         twin_difference: largest absolute difference between the file and its dense twin; 0 if it is dense.
+        clustering_difference: how far clusters move the outputs: root mean square of the difference from the Keras
+            model, as a share of that of the output (of several outputs, the largest).
         keras_error, error: percent of examples that the Keras model and the file get wrong, if labels were given.
     """
 
@@ -87,5 +90,6 @@ class ExportRecord:
     candidates: tuple[CandidateRecord, ...] = ()
     information_bytes: int = 0
     twin_difference: float = 0.0
+    clustering_difference: float = 0.0
     keras_error: float | None = None
     error: float | None = None

@@ -1,11 +1,14 @@
 """The rules of how a constant runs, on small graphs by hand: they agree with the table of what may be written."""
 
+import dataclasses
+import time
+
 import numpy as np
 import pytest
 
 from keras_sensprune.export.allowed import RULES
 from keras_sensprune.export.execution import Use, execution_of, uses_of
-from keras_sensprune.export.graph import Operator, Subgraph, Tensor
+from keras_sensprune.export.graph import Dimension, Operator, Sparsity, Subgraph, Tensor
 from keras_sensprune.export.schema import TYPES
 
 NAMES = [name for name, _, _ in TYPES]
@@ -24,7 +27,8 @@ def graph(name, weight, activations="float32", *, version=8, between=()):
         tensors.append(tensor("float32", *weight.shape))
         operators.append(Operator(middle, 1, (current,), (len(tensors) - 1,), {}))
         current = len(tensors) - 1
-    operators.append(Operator(name, version, (0, current, -1), (2,), {}))
+    inputs = (-1, current, 0) if name == "TRANSPOSE_CONV" else (0, current, -1)
+    operators.append(Operator(name, version, inputs, (2,), {}))
     return Subgraph("main", tuple(tensors), tuple(operators), (0,), (2,))
 
 
@@ -45,12 +49,12 @@ FORMATS = {
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.dtype}-{rule.structure}-{rule.encoding}")
 def test_what_may_be_written_is_supported_and_what_is_refused_is_not(rule):
     stored, activations = FORMATS[rule.dtype]
-    convolution = rule.structure == "convolution"
-    weight = tensor(stored, 16, 3, 3, 64) if convolution else tensor(stored, 16, 64)
+    names = {"dense layer": "FULLY_CONNECTED", "convolution": "CONV_2D", "transposed convolution": "TRANSPOSE_CONV"}
+    weight = tensor(stored, 16, 64) if rule.structure == "dense layer" else tensor(stored, 16, 3, 3, 64)
     between = ("DENSIFY",) if rule.encoding.endswith("densify") else ()
     if rule.dtype == "float16":
         between = (*between, "DEQUANTIZE")
-    built = graph("CONV_2D" if convolution else "FULLY_CONNECTED", weight, activations, between=between)
+    built = graph(names[rule.structure], weight, activations, between=between)
     found = execution(built, rule.encoding.removesuffix(" + densify"))
     if not rule.allowed:
         assert found.startswith("unsupported: ")
@@ -65,6 +69,19 @@ def test_what_may_be_written_is_supported_and_what_is_refused_is_not(rule):
 def test_sizes_that_the_int8_kernel_takes(inputs, activations, runs):
     found = execution(graph("FULLY_CONNECTED", tensor("int8", 2, inputs), activations), "1x16")
     assert (found == "native sparse kernel") == runs
+
+
+def test_a_row_of_more_blocks_than_a_byte_counts_is_unsupported():
+    """For float activations; the kernel for int8 ones has no such list."""
+    for blocks in (255, 256):
+        levels = [Dimension(False, 2, np.empty(0), np.empty(0))]
+        levels.append(Dimension(True, 0, np.array([0, 3, 3 + blocks], np.uint16), np.zeros(3 + blocks, np.uint8)))
+        levels.append(Dimension(False, 16, np.empty(0), np.empty(0)))
+        weight = dataclasses.replace(tensor("int8", 2, 4096), sparsity=Sparsity((0, 1, 2), (1,), tuple(levels)))
+        for activations in ("float32", "int8"):
+            found = execution(graph("FULLY_CONNECTED", weight, activations), "1x16")
+            assert (found == "native sparse kernel") == (blocks == 255 or activations == "int8")
+            assert found == "native sparse kernel" or "a row has 256 blocks" in found
 
 
 def test_only_version_8_reaches_the_sparse_kernel():
@@ -95,3 +112,21 @@ def test_a_circle_of_operators_ends():
     assert uses_of(built, 1) == []
     assert "no operator uses it" in execution(built, "csr")
     assert execution(built, "dense") == "dense"
+
+
+def test_chains_and_long_lists_of_constants_cost_linear_time():
+    """A chain of DENSIFY whose results are constants too, then many readers; and one operator that reads them all."""
+    count = 30_000
+    weight = tensor("float32", 1)
+    chain = [Operator("DENSIFY", 1, (i,), (i + 1,), {}) for i in range(count)]
+    readers = [Operator("NEG", 1, (count,), (count + 1,), {})] * count
+    everything = Operator("CONCATENATION", 1, tuple(range(count)), (count + 1,), {})
+    built = Subgraph("main", (weight,) * (count + 2), (*chain, *readers, everything), (), (count + 1,))
+    constants = dict.fromkeys(range(count + 1))
+    begun = time.perf_counter()
+    found = [uses_of(built, constant, constants) for constant in constants]
+    # 0.2 s here; with work that grows with the square it would be minutes
+    assert time.perf_counter() - begun < 10
+    assert sum(map(len, found)) == count + count
+    assert found[7] == [Use(len(built.operators) - 1, 7)]
+    assert len(found[count]) == count

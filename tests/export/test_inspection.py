@@ -248,7 +248,7 @@ def test_index_arrays_that_are_not_sound_are_refused(dense, tmp_path, edit, what
 
 def test_a_buffer_that_does_not_fit_its_shape_is_refused(dense, tmp_path):
     def widen(model, tensor, operator):
-        tensor.shape = np.array([2**31 - 1] * 4, np.int32)  # the number of entries is beyond 64 bits
+        tensor.shape = np.array([2**31 - 1] * 2, np.int32)  # the number of bytes is beyond 64 bits
 
     with pytest.raises(DataError, match="the buffer has 3072 bytes"):
         inspected(tmp_path, edited(dense, widen))

@@ -8,7 +8,7 @@ from ai_edge_litert import schema_py_generated as schema
 from keras_sensprune.export import choices, convert, packing
 from keras_sensprune.export.flatbuffer import weight_tensors
 from keras_sensprune.export.sites import sparse_sites
-from tests.export.test_flatbuffer import assert_same_function, converted, mlp, pruned, read
+from tests.export.test_flatbuffer import RESOLVERS, answers, assert_same_function, converted, mlp, pruned, read
 
 
 def block_pruned(model, size, sparsity=0.9, seed=0):
@@ -77,7 +77,7 @@ def test_blocks_are_chosen_where_they_are_smaller():
     assert_same_function(dense, sparse)
 
 
-def test_a_convolution_in_a_loop_and_one_that_is_shared():
+def test_a_convolution_that_is_shared():
     x = keras.Input((12, 12, 16))
     shared = keras.layers.Conv2D(16, 3, padding="same", name="shared")
     dense = converted(pruned(keras.Model(x, shared(shared(x))), 0.9))
@@ -87,6 +87,18 @@ def test_a_convolution_in_a_loop_and_one_that_is_shared():
     assert_same_function(dense, sparse)
 
 
+def test_convolutions_in_a_loop():
+    """Their weights are in another subgraph of the file."""
+    model = pruned(keras.Sequential([keras.Input((5, 8, 8, 16)), keras.layers.ConvLSTM2D(16, 3)]), 0.9)
+    dense = converted(model)
+    assert len(read(dense).subgraphs) > 1
+    sparse = packing.encode(dense, choices.smallest(dense, gzipped=False))
+    records = weight_tensors(sparse)
+    assert len(records) >= 2
+    assert {record.encoding for record in records} == {"csr + densify"}
+    assert_same_function(dense, sparse, examples=1)
+
+
 def test_dynamic_blocks_run_in_both_interpreters():
     model = block_pruned(mlp(64, 48, 32), 16)
     inputs = convert.model_inputs(model, None)
@@ -94,6 +106,11 @@ def test_dynamic_blocks_run_in_both_interpreters():
     sparse = packing.encode(dense, choices.smallest(dense, gzipped=False))
     assert {(t.dtype, t.encoding) for t in weight_tensors(sparse)} == {("int8", "1x16")}
     assert len(sparse) < 0.6 * len(dense)
+    x = np.random.default_rng(1).normal(size=(5, 64)).astype("f4")
+    for resolver in RESOLVERS:
+        a, b = (answers(data, resolver, **{inputs.names[0]: x})["output_0"] for data in (dense, sparse))
+        # the same int8 products; only the rounding of the inputs may be done elsewhere: 2**-8 of the largest
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.01 * np.abs(a).max())
 
 
 def test_the_choice_by_time_keeps_only_what_is_faster():

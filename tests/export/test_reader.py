@@ -257,3 +257,20 @@ def minimal():
 
 def test_names_that_are_no_utf8_are_shown_with_a_replacement():
     assert read_tflite(minimal()).subgraphs[0].tensors[0].name == "weights \N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("kind", ["FLOAT32", "STRING"])
+@pytest.mark.parametrize("shape", [[2**31 - 1] * 600, [2**31 - 1] * 3, [1] * 65])
+def test_shapes_that_nobody_can_count_are_refused(kind, shape):
+    """Python itself counts them, until the number is to be printed."""
+    model = litert.ModelT()
+    tensor = litert.TensorT()
+    tensor.name, tensor.shape = b"huge", np.array(shape, np.int32)
+    tensor.type, tensor.buffer = getattr(litert.TensorType, kind), 1
+    graph, buffer = litert.SubGraphT(), litert.BufferT()
+    graph.tensors, buffer.data = [tensor], np.arange(4, dtype=np.uint8)
+    model.version, model.subgraphs, model.buffers = 3, [graph], [litert.BufferT(), buffer]
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with pytest.raises(DataError, match=f"tensor 'huge' has {len(shape)} axes, or more entries than can be counted"):
+        read_tflite(bytes(builder.Output()))

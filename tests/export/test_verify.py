@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from keras_sensprune.errors import ExportError
 from keras_sensprune.export import convert, packing, verify
+from keras_sensprune.export.agreement import Limits, check_output
 from tests.export.test_flatbuffer import converted, mlp, packed, pruned, read, sparsely
 
 
@@ -27,6 +28,8 @@ class Case:
 
     def verify(self, content=None, expected=None, **options):
         self.file.write_bytes(self.dense if content is None else content)
+        if "tolerance" in options:
+            options["limits"] = Limits(options.pop("tolerance"))
         return verify.verify_file(self.file, self.arrays, expected or self.expected, **options)
 
 
@@ -195,3 +198,45 @@ def test_integer_outputs_have_no_tolerance(tmp_path):
     wrong[5] += 1
     with pytest.raises(ExportError, match=r"differs from the Keras model by 1, more than the tolerance 0 "):
         signs.verify(expected={"output_0": wrong})
+
+
+def scaled(factor):
+    """A model of one layer with outputs of that order."""
+    model = pruned(mlp(64, 32), 0)
+    model.layers[0].kernel.assign(factor * model.layers[0].kernel)
+    model.layers[0].bias.assign(factor * model.layers[0].bias)
+    return model
+
+
+@pytest.mark.parametrize("factor", [1e-7, 1e-5, 1])
+def test_small_outputs_are_checked_like_large_ones(tmp_path, factor):
+    case = Case(scaled(factor), tmp_path)
+    assert case.verify().max_difference <= 1e-5 * case.verify().largest_output
+    wrong = {name: np.float32(1.03) * value for name, value in case.expected.items()}
+    with pytest.raises(ExportError, match="differs from the Keras model by") as caught:
+        case.verify(expected=wrong)
+    assert str(caught.value).endswith("pass other `data`.") == (factor < 1)
+
+
+def test_outputs_that_are_all_zero_agree(tmp_path):
+    result = Case(scaled(0), tmp_path).verify()
+    assert (result.largest_output, result.max_difference) == (0, 0)
+
+
+def test_a_twin_is_compared_run_by_run_and_called_by_its_name(case):
+    answers = case.verify().answers
+    assert case.verify(twin=answers).max_difference <= 1e-6
+    last = list(answers)[-1]
+    other = {**answers, last: {name: value + 1 for name, value in answers[last].items()}}
+    with pytest.raises(ExportError, match=r"of the file \(LiteRT, no delegate\) differs from the dense file by 1"):
+        case.verify(twin=other, limits=Limits(reference="the dense file"))
+
+
+def test_one_wrong_unit_in_a_thousand_is_seen_by_the_peak_and_not_by_the_root_mean_square():
+    value = np.random.default_rng(0).normal(size=(16, 1000))
+    output = value.copy()
+    output[:, 7] = 0
+    limits = Limits(rounding=0.05)
+    assert check_output(value, output, "Output", limits) > 1
+    with pytest.raises(ExportError, match=r"differs from the dense file by \S+, more than the tolerance"):
+        check_output(value, output, "Output", Limits(rounding=0.05, peak=0.05, reference="the dense file"))
