@@ -102,6 +102,9 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--representative", metavar="NPZ", help="example inputs (.npy or .npz); int8 needs them")
     export.add_argument("--dense", action="store_true", help="no sparse encoding")
     export.add_argument("--target", choices=["size", "latency"], default="size", help="what to optimize")
+    export.add_argument(
+        "--measure", choices=["raw", "gzip"], default="raw", help="which bytes count for the target size"
+    )
     export.add_argument("--clusters", type=int, help="replace nonzero weights by so many values per tensor")
     _add_output(export, ".tflite")
 
@@ -179,6 +182,7 @@ def _export(options: Any) -> int:
         quantize=options.quantize,
         sparse=False if options.dense else "auto",
         target=options.target,
+        measure=options.measure,
         clusters=options.clusters,
         overwrite=options.overwrite,
     )

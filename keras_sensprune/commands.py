@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_sensprune.errors import DataError, argument_error
+from keras_sensprune.export.files import give_name, name_exists
 from keras_sensprune.records import CompactionRecord, ExportRecord, SparsityReport
 from keras_sensprune.records.inspection import TfliteRecord
 from keras_sensprune.records.latency import LatencyRecord
@@ -58,7 +59,7 @@ def compact_file(path: str, output: str, *, round_to: int = 16, overwrite: bool 
     from keras_sensprune.compaction.model import compact
 
     model, record = compact(load_keras(path), round_to=round_to)
-    with _temporary(target) as temporary:
+    with _temporary(target, overwrite) as temporary:
         model.save(temporary)
     return record
 
@@ -70,6 +71,7 @@ def export_file(path: str, output: str, *, representative: str | None = None, **
         path: the model.
         output: the file to write.
         representative: an .npy or .npz file of example inputs (an .npz with one array per input name); int8 needs it.
+            Those that do not fill a batch of a model with a fixed one are left out.
         **options: of `export_tflite`.
 
     Raises:
@@ -79,10 +81,11 @@ def export_file(path: str, output: str, *, representative: str | None = None, **
     _target(output, ".tflite", bool(options.get("overwrite")))
     from keras_sensprune.export.tflite import export_tflite
 
-    if representative is not None:
-        options["representative_data"] = _examples(representative)
-        options["data"] = _first(options["representative_data"], 256)
-    return export_tflite(load_keras(path), output, **options)
+    examples = None if representative is None else _examples(representative)
+    model = load_keras(path)
+    if examples is not None:
+        options["representative_data"] = _whole_batches(model, examples)
+    return export_tflite(model, output, **options)
 
 
 def bench_files(paths: list[str], *, pairs: int, threads: tuple[int, ...], batch: int) -> list[LatencyRecord]:
@@ -132,22 +135,23 @@ def _suffix(path: str, *allowed: str) -> str:
 def _target(output: str, suffix: str, overwrite: bool) -> pathlib.Path:
     """`output`, if a file may be written there; found out before anything is computed."""
     target = pathlib.Path(output)
+    exists = name_exists(target, "output")
     if target.suffix.lower() != suffix:
         raise argument_error("output", f"a file name that ends in {suffix}", output)
     if not target.parent.is_dir() or not os.access(target.parent, os.W_OK | os.X_OK):
         raise argument_error("output", "in a folder that exists and may be written to", output)
-    if target.is_dir() or (os.path.lexists(target) and not overwrite):
+    if target.is_dir() or (exists and not overwrite):
         raise argument_error("output", "a file that does not exist", output, "Pass --overwrite to replace it.")
     return target
 
 
 @contextlib.contextmanager
-def _temporary(target: pathlib.Path) -> Iterator[pathlib.Path]:
+def _temporary(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
     """A name beside `target` that becomes `target` if all goes well, and is removed if not."""
-    file = target.with_name(f".{secrets.token_hex(8)}-{target.name}")
+    file = target.with_name(f".sensprune-{secrets.token_hex(8)}{target.suffix}")
     try:
         yield file
-        os.replace(file, target)
+        give_name(file, target, overwrite)
     finally:
         file.unlink(missing_ok=True)
 
@@ -164,5 +168,13 @@ def _examples(path: str) -> Any:
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 
-def _first(data: Any, count: int) -> Any:
-    return {name: value[:count] for name, value in data.items()} if isinstance(data, dict) else data[:count]
+def _whole_batches(model: Any, examples: Any) -> Any:
+    """The examples of a file, cut to whole batches where the model has a fixed one."""
+    sizes = [tensor.shape[0] for tensor in getattr(model, "inputs", None) or () if tensor.shape[0]]
+    batch = min(sizes, default=1)
+    arrays = list(examples.values()) if isinstance(examples, dict) else [examples]
+    count = min((len(array) for array in arrays if array.ndim), default=0)
+    if batch == 1 or count < batch:
+        return examples  # `export_tflite` says what is wrong, if anything is
+    count -= count % batch
+    return {name: value[:count] for name, value in examples.items()} if isinstance(examples, dict) else examples[:count]

@@ -88,6 +88,40 @@ def test_export_to_int8_needs_examples(folder, tmp_path, capsys):
     assert {tensor.dtype for tensor in record.tensors} == {"int8"}
 
 
+def test_examples_beyond_the_last_whole_batch_are_left_out(tmp_path, capsys):
+    model = keras.Sequential([keras.Input(batch_shape=(3, 16)), layers.Dense(8)])
+    model.save(tmp_path / "fixed.keras")
+    np.save(tmp_path / "examples.npy", np.random.default_rng(0).random((301, 16)).astype("f4"))
+    arguments = ["--quantize", "int8", "--representative", tmp_path / "examples.npy", "--json"]
+    code, out, err = run(capsys, "export", tmp_path / "fixed.keras", tmp_path / "m.tflite", *arguments)
+    assert (code, err) == (0, "")
+    assert from_json(out).examples == 255
+
+
+def test_the_bytes_that_count_can_be_chosen(folder, tmp_path, capsys):
+    code, out, _ = run(capsys, "export", folder / "model.keras", tmp_path / "m.tflite", "--measure", "gzip", "--json")
+    record = from_json(out)
+    assert code == 0
+    assert record.gzip_bytes == min(candidate.gzip_bytes for candidate in record.candidates)
+    assert len(record.candidates) > 1
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 250])
+def test_a_name_that_no_file_can_have_is_2(folder, tmp_path, capsys, name):
+    for command, suffix in (("export", ".tflite"), ("compact", ".keras")):
+        code, _, err = run(capsys, command, folder / "model.keras", tmp_path / (name + suffix))
+        assert code == 2
+        assert "Argument `output` must be a name that the file system takes." in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_appears_while_we_compact_is_kept(folder, tmp_path, monkeypatch):
+    target = tmp_path / "small.keras"
+    monkeypatch.setattr(keras.Model, "save", lambda _, path: (path.write_text("new"), target.write_text("precious")))
+    assert main(["compact", str(folder / "model.keras"), str(target)]) == 2
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("small.keras", "precious")]
+
+
 def test_bench_prints_a_ratio(folder, capsys):
     file = folder / "model.tflite"
     code, out, _ = run(capsys, "bench", file, file, "--pairs", 1, "--threads", 1, "--json")
