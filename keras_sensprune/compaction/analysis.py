@@ -107,6 +107,7 @@ class _Walk:
         self.rules: dict[int, Rule] = {}
         self.stops: dict[int, tuple[Call, str]] = {}
         self.whole: list[tuple[Call, Array]] = []  # layers that read all units of their own (softmax)
+        self.inner: list[tuple[Array, Array]] = []  # units of recurrent layers, and which unit is read by which
         self.needed: list[Array] = []  # unit ids that must stay
         # layer -> (channels of the input, their constants, channels of the output) of each call
         self.readers: dict[int, list[tuple[Array, Array, Array]]] = {}
@@ -139,6 +140,9 @@ class _Walk:
         self.constants[output] = np.asarray(rule.constants(constants, shapes), np.float64)
         self.readers.setdefault(id(call.operation), []).append((inputs[0], constants[0], channels))
         self._pin(channels[rule.holds(self.constants[output])])
+        reads = rule.inner_reads(self.constants[output])
+        if reads is not None:
+            self.inner.append((channels, reads))
         if rule.whole:
             self.whole.append((call, channels))
 
@@ -160,6 +164,16 @@ class _Walk:
         pinned = np.zeros(len(self.units.parent), bool)
         for units in self.needed:
             pinned[self.units.roots(units)] = True
+        return self._with_inner_reads(pinned)
+
+    def _with_inner_reads(self, pinned: Array) -> Array:
+        """Recurrent units that stay keep the units that they read, and these theirs; rings that nobody reads go."""
+        inner = [(self.units.roots(units), reads) for units, reads in self.inner]
+        count = -1
+        while count != np.count_nonzero(pinned):
+            count = np.count_nonzero(pinned)
+            for roots, reads in inner:
+                pinned[roots[np.any(reads[:, pinned[roots]], axis=1)]] = True
         return pinned
 
     def _bind(self, rule: Rule, calls: list[tuple[Array, Array, Array]]) -> None:

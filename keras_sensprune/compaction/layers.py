@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_sensprune.compaction import producers, rules
+from keras_sensprune.compaction import merging, producers, rules
 from keras_sensprune.compaction.rules import Rule, Stop, stop
 
 _MIXES = stop("it mixes channels")
@@ -33,9 +33,9 @@ TABLE: dict[str, type[Rule]] = {
     "RepeatVector": Rule,
     "Flatten": rules.Flatten,
     "Reshape": rules.Reshape,
-    **dict.fromkeys(("Add", "Subtract", "Average", "Maximum", "Minimum"), rules.Merge),
-    "Multiply": rules.Multiply,
-    "Concatenate": rules.Concatenate,
+    **dict.fromkeys(("Add", "Subtract", "Average", "Maximum", "Minimum"), merging.Merge),
+    "Multiply": merging.Multiply,
+    "Concatenate": merging.Concatenate,
     **dict.fromkeys(("Softmax", "LayerNormalization", "GroupNormalization", "UnitNormalization"), _MIXES),
     **dict.fromkeys(("RMSNormalization", "MultiHeadAttention", "GroupQueryAttention", "Attention"), _MIXES),
     **dict.fromkeys(("AdditiveAttention", "EinsumDense", "Dot"), _MIXES),
@@ -47,8 +47,8 @@ TABLE: dict[str, type[Rule]] = {
 }
 # Operations on tensors (`a + b`, `keras.ops.relu(x)`): no layers, without weights.
 OPERATIONS: dict[str, type[Rule]] = {
-    **dict.fromkeys(("Add", "Subtract", "Maximum", "Minimum"), rules.Merge),
-    "Multiply": rules.Multiply,
+    **dict.fromkeys(("Add", "Subtract", "Maximum", "Minimum"), merging.Merge),
+    "Multiply": merging.Multiply,
     **dict.fromkeys(("Relu", "Relu6", "Sigmoid", "Silu", "Tanh", "Gelu", "Elu", "LeakyRelu"), rules.Elementwise),
     **dict.fromkeys(("HardSigmoid", "HardSilu", "Softplus", "Softsign", "Selu", "Exp", "Absolute"), rules.Elementwise),
 }

@@ -171,7 +171,7 @@ class Embedding(Producer):
 
 
 class Recurrent(Producer):
-    r"""LSTM, GRU, SimpleRNN: a unit goes if it is 0 for ever, or if nothing reads it.
+    r"""LSTM, GRU, SimpleRNN: a unit goes if it is 0 for ever, or if nothing reads it but units that go.
 
     The state starts at 0. With candidate $\tilde c = \phi(W x + U h + b)$ and $\phi(0) = 0$, a unit whose candidate has
     only zero weights and biases has $\tilde c = 0$ in every step, so its state stays 0, whatever the gates do:
@@ -211,10 +211,10 @@ class Recurrent(Producer):
     def needs(self, constants: Array) -> Array:
         return np.isnan(constants) & np.any(self.weights[0] != 0, axis=1)
 
-    def holds(self, outputs: Array) -> Array:
+    def inner_reads(self, outputs: Array) -> Array:
         rows = self.weights[1].reshape(self.size(), self.gates, self.size()) != 0
-        others = np.any(rows, axis=1) & ~np.eye(self.size(), dtype=bool)
-        return np.isnan(outputs) & np.any(others, axis=1)
+        varies = np.isnan(outputs)  # a unit that is 0 for ever stays so whatever its gates read
+        return np.any(rows, axis=1) & varies[:, None] & varies[None, :]
 
     def shrunk(self, kept: Kept) -> tuple[dict[str, Any], list[Array]]:
         columns = np.tile(kept.outputs, self.gates)

@@ -23,7 +23,8 @@ def to_tf_keras(model: Any, *, data: Any = None) -> Any:
 
     The graph of the model is run on tf_keras layers of the same settings and weights, each made once, so that sharing
     is kept; models inside the model are opened up. A ReLU right after a linear Dense, Conv2D or DepthwiseConv2D
-    becomes that layer's activation: TF-MOT leaves the weights before a separate ReLU out of quantization. At the end
+    becomes that layer's activation: TF-MOT leaves the weights before a separate ReLU out of quantization. A layer
+    Activation("relu6") becomes ReLU(6), which TF-MOT knows. At the end
     both models answer the same inputs. Regularizers, constraints and initializers are not taken along.
 
     Args:
@@ -97,7 +98,10 @@ class _Builder:
             settings = settings_of(operation, to_keras_3=False)
             if id(operation) in self.fused:
                 settings["activation"] = self.fused[id(operation)]
-            made = getattr(self.tf_keras.layers, type(operation).__name__)(name=self.name(operation), **settings)
+            kind = type(operation).__name__
+            if kind == "Activation" and settings["activation"] == "relu6":
+                kind, settings = "ReLU", {"max_value": 6.0}  # the same function; TF-MOT takes it in this form only
+            made = getattr(self.tf_keras.layers, kind)(name=self.name(operation), **settings)
             made.trainable = operation.trainable
             self.pairs[id(operation)] = (operation, made)
         made = self.pairs[id(operation)][1]

@@ -177,6 +177,24 @@ def test_recurrent_units_that_stay_zero_or_are_not_read_go(name):
     assert same(model, small) <= CLOSE
 
 
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_recurrent_units_that_read_only_each_other_go(name, round_to):
+    gates, make = RECURRENT[name]
+    layer, last = make(), L.Dense(3, name="last")
+    model = randomized(keras.Sequential([keras.Input((7, 4)), layer, last]))
+    values = layer.get_weights()
+    reads = values[1].reshape(6, gates, 6)  # (unit, gate, by which unit)
+    reads[[0, 1, 5]] = 0
+    reads[0, :, 1] = reads[1, :, 0] = 1  # 0 and 1 read each other,
+    reads[5, :, 4] = 1  # 5 is read by 4, which is read by a layer
+    layer.set_weights(values)
+    kill_outgoing(last, [0, 1, 5])
+    small, record = compact(model, round_to=round_to)
+    assert kept(record, "units") == [2, 3, 4, 5]
+    assert same(model, small) <= CLOSE
+
+
 @pytest.mark.parametrize("options", [{"stateful": True}, {"activation": "softmax"}])
 def test_recurrent_layers_that_are_not_exact_stop(options):
     layer = L.LSTM(6, name="units", **options)

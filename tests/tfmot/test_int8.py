@@ -234,6 +234,15 @@ def test_a_relu_inside_a_nested_model_is_fused_and_trained():
     assert row.zeros_after >= 54
 
 
+def test_relu6_behind_batch_normalization_is_trained():
+    layers = keras.layers
+    stack = [layers.Conv2D(4, 3, name="conv"), layers.BatchNormalization(name="bn"), layers.Activation("relu6")]
+    model = keras.Sequential([keras.Input((6, 6, 2)), *stack, layers.Flatten(), layers.Dense(2, name="fc")], name="net")
+    x = np.random.default_rng(0).normal(size=(16, 6, 6, 2)).astype("float32")
+    result = quantize_aware(model, (x, x[:, 0, 0]), loss="mse")
+    assert [row.layer for row in result.layers] == ["conv", "fc"]
+
+
 def test_before_a_concatenation_it_is_the_mask_that_keeps_the_zeros():
     x, layers = keras.Input((8,), name="x"), keras.layers
     branches = [layers.Dense(6, "relu", name="a")(x), layers.Dense(6, "tanh", name="b")(x)]
