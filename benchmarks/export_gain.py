@@ -19,6 +19,17 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "numpy", "keras-sensprune")
 UNSTRUCTURED = (0.9, 0.95, 0.99)
+AS_PRUNED = (
+    ("as pruned, dense encoding", "pruned", {"sparse": False}),
+    ("as pruned, converter's encoding", "pruned", {"converter": True}),
+    ("as pruned, CSR", "pruned", {}),
+    ("as pruned, CSR, 16 clusters", "pruned", {"clusters": 16}),
+    ("as pruned, dynamic int8", "pruned", {"quantize": "dynamic"}),
+    ("as pruned, full int8", "pruned", {"quantize": "int8"}),
+    ("as pruned, compacted, CSR", "pruned+compact", {}),
+    ("as pruned, compacted, CSR, 16 clusters", "pruned+compact", {"clusters": 16}),
+    ("as pruned, compacted, dynamic int8", "pruned+compact", {"quantize": "dynamic"}),
+)
 
 
 def variants(network: str, trained: bool):
@@ -43,15 +54,7 @@ def variants(network: str, trained: bool):
     if network != "lstm":
         yield "dense, full int8", None, {"sparse": False, "quantize": "int8"}
     if trained:
-        yield "as pruned, dense encoding", "pruned", {"sparse": False}
-        yield "as pruned, converter's encoding", "pruned", {"converter": True}
-        yield "as pruned, CSR", "pruned", {}
-        yield "as pruned, CSR, 16 clusters", "pruned", {"clusters": 16}
-        yield "as pruned, dynamic int8", "pruned", {"quantize": "dynamic"}
-        yield "as pruned, full int8", "pruned", {"quantize": "int8"}
-        yield "as pruned, compacted, CSR", "pruned+compact", {}
-        yield "as pruned, compacted, CSR, 16 clusters", "pruned+compact", {"clusters": 16}
-        yield "as pruned, compacted, dynamic int8", "pruned+compact", {"quantize": "dynamic"}
+        yield from AS_PRUNED
     for share in (0.99,) if trained else UNSTRUCTURED:
         yield f"{share:.0%} unstructured, CSR", zeros(share), {}
         if not trained:
@@ -130,6 +133,7 @@ def build(network: str, models: Path, folder: Path) -> list[dict]:
     for number, (label, prepare, options) in enumerate(variants(network, trained)):
         path = folder / f"{network}-{number:02d}.tflite"
         model, compaction = prepared(network, models, prepare)
+        options = dict(options)
         row = {"variant": label, "file": path.name, "compaction": compaction and to_dict(compaction)}
         if options.pop("converter", False):
             converter_file(model, path)

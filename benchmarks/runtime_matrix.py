@@ -164,37 +164,30 @@ def cells():
             yield rule, (int(rule.blocks) + 1) * rule.multiple, int(rule.blocks) + 1, None, False
 
 
+def measured(rule, inputs: int, full: int, batch: int | None, holds: bool) -> dict:
+    """One cell: what it is, and what each of the four runs did."""
+    row = {"dtype": rule.dtype, "structure": rule.structure, "encoding": rule.encoding, "inputs": inputs}
+    row |= {"conditions hold": holds, "allowed": rule.allowed and holds, "runs": {}}
+    row |= ({"fullest row": full} if full else {}) | ({"batch": batch} if batch else {})
+    dense, sparse, x = files(rule.dtype, rule.structure, rule.encoding, inputs, bool(full), batch)
+    reference = {delegate: run(dense, x, "LiteRT", delegate) for delegate in RESOLVERS}
+    if rule.dtype == "int16x8":  # there even the dense file is wrong
+        reference = dict.fromkeys(RESOLVERS, model_answers(rule, inputs, x))
+    for runtime in MODULES:
+        for delegate in RESOLVERS:
+            answer = run(sparse, x, runtime, delegate)
+            row["runs"][f"{runtime}, {delegate}"] = outcome(answer, reference[delegate], AGREES[rule.dtype])
+    return row
+
+
 def main() -> None:
     import keras
 
     started, begun, found = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter(), []
-    for rule, inputs, full, batch, holds in cells():
+    for cell in cells():
         keras.utils.set_random_seed(0)
-        row = {"dtype": rule.dtype, "structure": rule.structure, "encoding": rule.encoding, "inputs": inputs}
-        row |= {"conditions hold": holds, "allowed": rule.allowed and holds, "runs": {}}
-        if full:
-            row["fullest row"] = full
-        if batch:
-            row["batch"] = batch
-        dense, sparse, x = files(rule.dtype, rule.structure, rule.encoding, inputs, bool(full), batch)
-        reference = {delegate: run(dense, x, "LiteRT", delegate) for delegate in RESOLVERS}
-        if rule.dtype == "int16x8":  # there even the dense file is wrong
-            reference = dict.fromkeys(RESOLVERS, model_answers(rule, inputs, x))
-        for runtime in MODULES:
-            for delegate in RESOLVERS:
-                row["runs"][f"{runtime}, {delegate}"] = outcome(
-                    run(sparse, x, runtime, delegate), reference[delegate], AGREES[rule.dtype]
-                )
-        found.append(row)
-        print(
-            rule.dtype,
-            rule.structure,
-            rule.encoding,
-            inputs,
-            full,
-            [r["what"] for r in row["runs"].values()],
-            flush=True,
-        )
+        found.append(measured(*cell))
+        print(*list(found[-1].values())[:4], [run["what"] for run in found[-1]["runs"].values()], flush=True)
     content = {
         "command": "python benchmarks/runtime_matrix.py",
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
