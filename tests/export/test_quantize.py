@@ -227,7 +227,7 @@ def misplaced(data, chosen):
     graph = model.Subgraphs(0)
     for tensor in map(graph.Tensors, range(graph.TensorsLength())):
         if tensor.Sparsity() is not None and tensor.Type() == schema.TensorType.INT8:
-            model.Buffers(tensor.Buffer()).DataAsNumpy()[-16:] = 100
+            model.Buffers(tensor.Buffer()).DataAsNumpy()[-16:] = 60
     return bytes(buffer)
 
 
@@ -237,7 +237,7 @@ encode = packing.encode
 @pytest.mark.parametrize("quantize", ["dynamic", "int8"])
 def test_one_wrong_block_of_a_quantized_file_is_found(tmp_path, monkeypatch, quantize):
     """One unit of 4,000: in the root mean square it is hardly seen, in its own error it is."""
-    model = block_pruned(mlp(256, 4000), 16, 0.5)
+    model = block_pruned(mlp(128, 4000), 16, 0.5)
     x = images(model)
     options = {"representative_data": x} if quantize == "int8" else {}
     monkeypatch.setattr(packing, "encode", misplaced)
