@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_sensprune.compaction.graph import Call, Graph
@@ -80,7 +81,7 @@ def analyze(graph: Graph, round_to: int) -> Analysis:
     for units in walk.own_units():
         _round_up(removable, walk.units.roots(units), round_to)
     kept = {tensor: ~removable[walk.units.roots(units)] for tensor, units in walk.channels.items()}
-    stops = tuple((call.operation, reason) for call, reason in walk.stops.values())
+    stops = tuple((call.operation, reason) for call, reason in walk.standing_in_the_way())
     return Analysis(walk.rules, kept, walk.constants, stops)
 
 
@@ -169,9 +170,9 @@ class _Walk:
     def _with_inner_reads(self, pinned: Array) -> Array:
         """Recurrent units that stay keep the units that they read, and these theirs; rings that nobody reads go."""
         inner = [(self.units.roots(units), reads) for units, reads in self.inner]
-        count = -1
-        while count != np.count_nonzero(pinned):
-            count = np.count_nonzero(pinned)
+        before = np.zeros_like(pinned)
+        while not np.array_equal(before, pinned):
+            before = pinned.copy()
             for roots, reads in inner:
                 pinned[roots[np.any(reads[:, pinned[roots]], axis=1)]] = True
         return pinned
@@ -186,6 +187,16 @@ class _Walk:
             else:
                 self._pin(units[rule.needs(values)])
         self._pin(first[rule.needs(constants)])
+
+    def standing_in_the_way(self) -> list[tuple[Call, str]]:
+        """The stops, without operations on the model's inputs (they make masks, say), before which no unit is."""
+        given, found = set(self.graph.inputs), []
+        for call in self.graph.calls:
+            if not isinstance(call.operation, keras.layers.Layer) and given.issuperset(call.inputs):
+                given.update(call.outputs)
+            elif id(call.operation) in self.stops and self.stops[id(call.operation)][0] is call:
+                found.append(self.stops[id(call.operation)])
+        return found
 
     def own_units(self) -> list[Array]:
         """The units of each layer that has its own."""
