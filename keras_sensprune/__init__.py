@@ -23,7 +23,7 @@ _PUBLIC = {
     "make_pruning_step": "keras_sensprune.training.session",
     "pruning": "keras_sensprune.training.session",
     "detach": "keras_sensprune.training.session",
-    "weight_sensitivities": "keras_sensprune.training.gradients",
+    "weight_sensitivities": "keras_sensprune.training.batch",
     "exact_count_mask": "keras_sensprune.formulas.masks",
     "sparsity_report": "keras_sensprune.census",
     "report_text": "keras_sensprune.reports.table",

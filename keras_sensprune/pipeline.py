@@ -23,8 +23,8 @@ from keras_sensprune.reports.figure import check_matplotlib
 from keras_sensprune.reports.plot import plot_input_pixels, plot_report
 from keras_sensprune.reports.summary import demo_text
 from keras_sensprune.reports.table import report_text
+from keras_sensprune.training.batch import weight_sensitivities
 from keras_sensprune.training.callback import PruneAtEpochEnd
-from keras_sensprune.training.gradients import weight_sensitivities
 from keras_sensprune.training.regularizer import SensitivityRegularizer
 from keras_sensprune.training.targets import add_regularizer
 

@@ -11,6 +11,15 @@ Unspecific: alpha_pk = 1/C. Specific: alpha_pk = the target of position p (one-h
 several labels). Under `abs_of_mean` the specific form sums over p *and* k before the absolute value, so that one
 backward pass is enough; with one label per position this is the batch mean of the target output's derivative.
 
+Each term costs a backward pass, so the exact unspecific form costs C of them. An *estimator* replaces the C terms by a
+few, J, that are combinations of them with coefficients c (`output_direction`):
+
+    S(w) ~ sum_j | sum_k c_jk d t_k / d w |
+
+    exact      J = C, c_jk = 1 if j = k: the sum itself
+    sampled    c_jk = C/J at one output k, which is another one every time: over C/J refreshes the mean is exact
+    projected  c_jk = +-sqrt(C)/J at random: exact on average only if the d t_k / d w are independent with mean 0
+
 Source: Tartaglione, Lepsoy, Fiandrotti, Francini, "Learning sparse neural networks via sensitivity-driven
 regularization", NeurIPS 2018.
 """
@@ -18,6 +27,7 @@ regularization", NeurIPS 2018.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +36,7 @@ from keras_sensprune.errors import argument_error, choice_argument, number_argum
 KINDS = ("auto", "unspecific", "specific", "loss", "none")
 SCALES = ("raw", "relative", "relevance")
 REDUCTIONS = ("abs_of_mean", "mean_of_abs")
+ESTIMATORS = ("exact", "sampled", "projected")
 
 RELEVANCE_CAP = 0.8  # the largest value that `relative` and `relevance` put in the place of S
 
@@ -45,11 +56,19 @@ class Sensitivity:
             same with $|w| \hat S$ for $\hat S$).
         reduction: `"abs_of_mean"`, the absolute value of the batch mean, or `"mean_of_abs"`, the batch mean of
             per-example absolute values (Dense layers that are called once per step on inputs of rank 2).
-        every: sensitivities are refreshed every so many steps; in between the last ones are used.
-        momentum: of the running mean, in [0, 1); used by `"relative"` and `"relevance"`, `"raw"` has none.
+        every: sensitivities are refreshed every so many steps n. Decoupled shrinkage is then applied with the refresh,
+            for the n steps before it at once, $w \leftarrow w (1 - \lambda \bar S_b)^n$, and for the rest at the
+            epoch's end, so that an epoch of N steps always shrinks N times. 1 is the paper's rule.
+        momentum: of the running mean over refreshes, in [0, 1). There is none for `"raw"` unless the estimator
+            takes other outputs every time.
         output_fn: `output_fn(model, x)` returns the logits (a tensor, list or dict), for models whose logits
             cannot be found behind the last activation. It costs a second forward pass; call the model with
             `training=False` in it.
+        estimator: how the unspecific form treats the C outputs: `"exact"`, all of them, C backward passes per
+            refresh; `"sampled"`, `samples` outputs per refresh, another one each time, in a running mean, which
+            is right over C/samples refreshes; `"projected"`, `samples` random signed sums of all outputs. The
+            other kinds need one backward pass and are exact whatever it says.
+        samples: backward passes per refresh of `"sampled"` and `"projected"`; more than C are C.
 
     Returns:
         A frozen configuration object.
@@ -66,16 +85,20 @@ class Sensitivity:
     kind: str = "auto"
     scale: str = "raw"
     reduction: str = "abs_of_mean"
-    every: int = 1
+    every: int = 16
     momentum: float = 0.9
     output_fn: Callable[..., Any] | None = None
+    estimator: str = "sampled"
+    samples: int = 1
 
     def __post_init__(self) -> None:
         choice_argument("kind", self.kind, KINDS)
         choice_argument("scale", self.scale, SCALES)
         choice_argument("reduction", self.reduction, REDUCTIONS)
-        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
-            raise argument_error("every", "an integer of at least 1", self.every)
+        choice_argument("estimator", self.estimator, ESTIMATORS)
+        for name, value in (("every", self.every), ("samples", self.samples)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise argument_error(name, "an integer of at least 1", value)
         if number_argument("momentum", self.momentum, "a number in [0, 1)") >= 1:
             raise argument_error("momentum", "a number in [0, 1)", self.momentum)
         if self.output_fn is not None and not callable(self.output_fn):
@@ -133,27 +156,69 @@ def position_weights(count: Any, weights: Any | None, dtype: str) -> Any:
     return weights / ops.where(total > 0, total, ops.ones_like(total))
 
 
-def output_terms(logits: Any, alpha: Any | None, omega: Any, split: bool) -> list[Any]:
-    """The scalars t_j whose gradients make up the sensitivity.
+def weighted_outputs(logits: Any, alpha: Any | None, omega: Any) -> Any:
+    """omega_p alpha_pk y_pk: summed over the positions p, its columns are the terms t_k.
 
     Args:
         logits: y, shape (positions, C) with static C.
         alpha: output weights, shape (positions, C); None for the unspecific 1/C.
         omega: position weights, shape (positions,) or a scalar.
-        split: one term per output (needed where the absolute value comes before the sum over outputs), or one
-            term in all. The unspecific form is always split.
 
     Returns:
-        A list of scalar tensors: C of them if split, else one.
+        Shape (positions, C).
     """
     from keras import ops
 
-    classes = logits.shape[-1]
-    omega = ops.reshape(omega, (-1, 1))
-    weighted = logits * omega * (1 / classes if alpha is None else alpha)
-    if alpha is not None and not split:
-        return [ops.sum(weighted)]
-    return [ops.sum(weighted[:, k]) for k in range(classes)]
+    return logits * ops.reshape(omega, (-1, 1)) * (1 / logits.shape[-1] if alpha is None else alpha)
+
+
+def passes_of(estimator: str, samples: int, classes: int) -> int:
+    """How many terms, and so backward passes, stand for the C outputs.
+
+    Args:
+        estimator: `"exact"`, `"sampled"` or `"projected"`.
+        samples: passes of the last two.
+        classes: C.
+
+    Returns:
+        At least 1, at most C.
+    """
+    return classes if estimator == "exact" else min(samples, classes)
+
+
+def output_direction(estimator: str, number: Any, passes: int, classes: int, refresh: Any, signs: Any) -> Any:
+    """Coefficients c of one term, sum_k c_k t_k.
+
+    `"sampled"` goes through the outputs in a fixed order that spreads evenly: with a stride near C times the golden
+    section and prime to C, each output comes once in C passes.
+
+    Args:
+        estimator: `"exact"`, `"sampled"` or `"projected"`.
+        number: of the pass, 0 to passes - 1, an integer tensor.
+        passes: J.
+        classes: C.
+        refresh: how many refreshes there were before this one, an integer tensor.
+        signs: shape (passes, C), +1 and -1 at random, for `"projected"`; otherwise None.
+
+    Returns:
+        Shape (C,), float32.
+    """
+    from keras import ops
+
+    if estimator == "exact":
+        return ops.one_hot(number, classes)
+    if estimator == "projected":
+        return ops.take(signs, number, axis=0) * (math.sqrt(classes) / passes)
+    turn = ops.cast(refresh, "int64") * passes + ops.cast(number, "int64")
+    chosen = (turn % classes) * _stride(classes) % classes
+    return ops.one_hot(chosen, classes) * (classes / passes)
+
+
+def _stride(classes: int) -> int:
+    """The positive integer prime to C that is nearest to 0.618 C."""
+    wanted = max(1, round(0.6180339887 * classes))
+    near = (wanted + sign * step for step in range(classes) for sign in (1, -1))
+    return next(stride for stride in near if stride > 0 and math.gcd(stride, classes) == 1)
 
 
 def bounded_insensitivity(sensitivity: Any) -> Any:
@@ -170,22 +235,45 @@ def bounded_insensitivity(sensitivity: Any) -> Any:
     return ops.where(sensitivity < 1, 1 - sensitivity, ops.zeros_like(sensitivity))
 
 
-def running_mean(mean: Any, value: Any, momentum: float) -> Any:
-    """momentum * mean + (1 - momentum) * value; entries of `value` that are not finite change nothing.
+def running_mean(mean: Any, value: Any, momentum: float, refresh: Any) -> Any:
+    """The exponential running mean of all values so far, free of the bias of its start.
 
-    The bias of the zero start is a factor common to all weights; it cancels in `scaled_sensitivity`.
+    mean_t = mean_{t-1} + beta_t (value - mean_{t-1}) with beta_t = (1 - m) / (1 - m^(t + 1)): the usual
+    m * mean + (1 - m) * value from 0, divided by the sum of its weights. Entries of `value` that are not finite
+    change nothing.
 
     Args:
         mean: the running mean so far, any shape.
         value: the new value, same shape.
-        momentum: in [0, 1).
+        momentum: m in [0, 1).
+        refresh: t, how many values there were before, an integer tensor.
+
+    Returns:
+        Same shape; at t = 0 it is `value`.
+    """
+    from keras import ops
+
+    share = (1 - momentum) / (1 - ops.power(ops.cast(momentum, value.dtype), ops.cast(refresh + 1, value.dtype)))
+    return ops.where(ops.isfinite(value), mean + share * (value - mean), mean)
+
+
+def shrunk_share(strength: float, insensitivity: Any, steps: Any) -> Any:
+    """Which share of a weight `steps` applications of the rule take away: 1 - (1 - strength * S_b)^steps.
+
+    Args:
+        strength: lambda >= 0.
+        insensitivity: S_b in [0, 1], any shape.
+        steps: how many steps; the integer 1 gives strength * S_b without rounding, a tensor the power.
 
     Returns:
         Same shape.
     """
     from keras import ops
 
-    return ops.where(ops.isfinite(value), momentum * mean + (1 - momentum) * value, mean)
+    once = strength * insensitivity
+    if isinstance(steps, int) and steps == 1:
+        return once
+    return 1 - ops.power(1 - once, ops.cast(steps, once.dtype))
 
 
 def scaled_sensitivity(scale: str, weight: Any, sensitivity: Any) -> Any:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
-from keras import ops
 from tensorflow.python.eager import record  # private; `record.stop_recording` is named by a test
 
-from keras_sensprune.errors import ModelError
 from keras_sensprune.formulas.penalty import SMOOTH, curvature_ratio
-from keras_sensprune.formulas.sensitivity import Sensitivity
-from keras_sensprune.training.outputs import Terms, model_terms
-from keras_sensprune.training.targets import Target, check_model, prunable_weights
-
-_Conv = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_CURVED_LAYERS = (keras.layers.Dense, *_Conv, keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+from keras_sensprune.formulas.sensitivity import output_direction
+from keras_sensprune.training.calls import UNIT_LAYERS, LayerCalls, called_layer, check_repeatable
+from keras_sensprune.training.outputs import Terms
+from keras_sensprune.training.targets import Target
 
 
 def curved_activation(target: Target) -> str | None:
     """The smooth activation behind a weight with `order=2`, or None where the first-order value is used."""
-    if target.regularizer.order == 1 or not isinstance(target.layer, _CURVED_LAYERS):
+    if target.regularizer.order == 1 or not isinstance(target.layer, UNIT_LAYERS):
         return None
     name = target.regularizer.activation
     if name is None:
@@ -31,75 +26,30 @@ def curved_activation(target: Target) -> str | None:
     return name if name in SMOOTH else None
 
 
-class _Calls:
-    """Inputs and pre-activations of one layer during one forward pass."""
-
-    def __init__(self, layer: Any):
-        self.layer = layer
-        self.call = layer.call
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
-
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        """Replaces the layer's `call` and `activation` until the block ends, also by an exception."""
-        self.call = call = self.layer.call
-        activation, own_call = self.layer.activation, vars(self.layer).get("call")
-
-        def recorded_activation(z: Any) -> Any:
-            self.outputs.append(z)
-            return z if activation is None else activation(z)
-
-        def recorded_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            self.inputs.append(inputs)
-            return call(inputs, *args, **kwargs)
-
-        object.__setattr__(self.layer, "activation", recorded_activation)
-        object.__setattr__(self.layer, "call", recorded_call)
-        try:
-            yield
-        finally:
-            object.__setattr__(self.layer, "activation", activation)
-            if own_call is None:
-                object.__delattr__(self.layer, "call")
-            else:  # recorded by another tape around this one
-                object.__setattr__(self.layer, "call", own_call)
-
-    def linear(self, inputs: Any) -> Any:
-        """The layer without its activation."""
-        activation = self.layer.activation
-        object.__setattr__(self.layer, "activation", None)
-        try:
-            return self.call(inputs)
-        finally:
-            object.__setattr__(self.layer, "activation", activation)
-
-
 class SensitivityTape:
     """Records a forward pass and gives the sensitivities of its outputs.
 
     Args:
+        model: the model that holds the weights.
         targets: the weights.
         reduction: `"abs_of_mean"` or `"mean_of_abs"`.
 
     Use it as a context around the forward pass; `sensitivities` may be called inside of it.
     """
 
-    def __init__(self, targets: Sequence[Target], reduction: str):
+    def __init__(self, model: Any, targets: Sequence[Target], reduction: str):
         self.targets = targets
-        self.reduction = reduction
+        self.per_example = reduction == "mean_of_abs"
         self._smooth = [curved_activation(t) for t in targets]  # read now: the layers' activations are replaced below
         self._tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         self._stack = contextlib.ExitStack()
-        layers = {
-            id(t.layer): t.layer
-            for t, smooth in zip(targets, self._smooth, strict=True)
-            if reduction == "mean_of_abs" or smooth is not None
-        }
-        if reduction == "mean_of_abs":
-            for target in targets:
-                _check_dense(target)
-        self._calls = {key: _Calls(layer) for key, layer in layers.items()}
+        self._layers = [called_layer(model, t) if self.per_example else t.layer for t in targets]
+        if self.per_example:
+            for target, layer in zip(targets, self._layers, strict=True):
+                check_repeatable(target, layer)
+        needed = [self.per_example or smooth is not None for smooth in self._smooth]
+        layers = {id(layer): layer for layer, recorded in zip(self._layers, needed, strict=True) if recorded}
+        self._calls = {key: LayerCalls(layer) for key, layer in layers.items()}
 
     def __enter__(self) -> SensitivityTape:
         for calls in self._calls.values():
@@ -112,11 +62,14 @@ class SensitivityTape:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def sensitivities(self, outputs: Sequence[Terms]) -> tuple[list[Any], list[Any]]:
+    def sensitivities(self, outputs: Sequence[Terms], refresh: Any = 0) -> tuple[list[Any], list[Any]]:
         """Sensitivity of each weight, and its curvature where that is asked for (else None).
+
+        Memory does not grow with the number of terms: they are taken one after the other, in a loop of the graph.
 
         Args:
             outputs: the terms of each output; they must have been computed inside this context.
+            refresh: how many refreshes there were before; it decides which outputs an estimator takes.
 
         Returns:
             Two lists of tensors of the weights' shapes: S = sum of |dt/dw|, and
@@ -126,65 +79,149 @@ class SensitivityTape:
         curvatures: list[Any] = [None] * len(self.targets)
         with self._tape.stop_recording() if self._tape._recording else contextlib.nullcontext():
             for output in outputs:
-                for term in output.terms:
-                    self._add(term, output.weight, totals, curvatures)
+                found, curved = self._of_output(output, refresh)
+                for i in range(len(self.targets)):
+                    totals[i] += output.weight * found[i]
+                    if curved[i] is not None:
+                        part = output.weight * curved[i]
+                        curvatures[i] = part if curvatures[i] is None else curvatures[i] + part
         return totals, curvatures
 
-    def _add(self, term: Any, weight: float, totals: list[Any], curvatures: list[Any]) -> None:
-        variables = [t.variable.value for t in self.targets]
-        before = {key: calls.outputs for key, calls in self._calls.items()}
-        with record.stop_recording():
-            gradients, at_outputs = self._tape.gradient(
-                term, (variables, before), unconnected_gradients=tf.UnconnectedGradients.ZERO
+    def _of_output(self, output: Terms, refresh: Any) -> tuple[list[Any], list[Any]]:
+        """The same for one output: the sums over its terms."""
+        signs = None
+        if output.estimator == "projected":
+            shape = (output.passes, output.value.shape[-1])
+            signs = tf.sign(tf.random.stateless_uniform(shape, [tf.cast(refresh, "int32"), 7]) - 0.5)
+
+        def term(number: Any) -> list[Any]:
+            direction = None
+            if output.estimator is not None:
+                classes = output.value.shape[-1]
+                direction = output_direction(output.estimator, number, output.passes, classes, refresh, signs)
+            return self._of_term(output.value, direction)
+
+        if output.passes == 1 or _replicas() > 1:  # replicas cannot talk to each other inside a loop
+            parts = term(0)
+            for number in range(1, output.passes):
+                parts = [a + b for a, b in zip(parts, term(number), strict=True)]
+        else:
+            _, parts = tf.while_loop(
+                lambda number, _: number < output.passes,
+                lambda number, sums: (number + 1, [a + b for a, b in zip(sums, term(number), strict=True)]),
+                (0, self._zeros()),
+                parallel_iterations=1,
             )
-        per_example = self.reduction == "mean_of_abs"
-        for i, (target, smooth) in enumerate(zip(self.targets, self._smooth, strict=True)):
-            gradient = _all_replicas(tf.convert_to_tensor(gradients[i]))
-            calls, deltas = self._calls.get(id(target.layer)), at_outputs.get(id(target.layer))
-            if per_example and calls is not None:
-                totals[i] += weight * _mean_of_abs(target, calls, deltas)
+        return self._finished(parts)
+
+    def _zeros(self) -> list[Any]:
+        """Where the sums of `_of_term` begin."""
+        zeros: list[Any] = []
+        for target, calls, smooth in self._each():
+            factored = self.per_example and calls.factored
+            zeros.append(
+                tf.zeros(tf.shape(calls.pre_activations[0]), target.variable.dtype)
+                if factored
+                else tf.zeros(target.variable.shape, target.variable.dtype)
+            )
+            if smooth is not None and calls.pre_activations:
+                zeros.append(tf.zeros(target.variable.shape, target.variable.dtype))
+        return zeros
+
+    def _each(self) -> Any:
+        """(target, calls of its layer or None, smooth activation or None) of each weight."""
+        calls = [self._calls.get(id(layer)) for layer in self._layers]
+        return zip(self.targets, calls, self._smooth, strict=True)
+
+    def _of_term(self, value: Any, direction: Any | None) -> list[Any]:
+        """What one term adds: per weight |dt/dw| (|dt/dz| where that is enough), and the curvature where asked for."""
+        seed = tf.ones_like(value)
+        if direction is not None:
+            seed *= tf.cast(direction, value.dtype)
+        sources = (
+            [t.variable.value for t in self.targets],
+            {key: calls.pre_activations for key, calls in self._calls.items()},
+            {key: calls.results for key, calls in self._calls.items()} if self.per_example else {},
+        )
+        with record.stop_recording():
+            gradients, at_units, at_results = self._tape.gradient(
+                value, sources, output_gradients=seed, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+        parts: list[Any] = []
+        for (target, calls, smooth), layer, gradient in zip(self._each(), self._layers, gradients, strict=True):
+            gradient = _all_replicas(tf.convert_to_tensor(gradient)) if not self.per_example else gradient
+            deltas = at_units.get(id(layer))
+            if self.per_example and calls.factored:
+                parts.append(tf.abs(tf.cast(deltas[0], target.variable.dtype)))
+            elif self.per_example:
+                parts.append(_sum_of_abs(target, calls, at_results[id(layer)]))
             else:
-                totals[i] += weight * tf.abs(gradient)
-            if smooth is not None and calls is not None:
-                second = _all_replicas(_second_derivative(target, calls, deltas, smooth, per_example))
-                part = weight * (second if per_example else tf.sign(gradient) * second)
-                curvatures[i] = part if curvatures[i] is None else curvatures[i] + part
+                parts.append(tf.abs(gradient))
+            if smooth is not None and calls.pre_activations:
+                second = _all_replicas(_second_derivative(target, calls, deltas, smooth, self.per_example))
+                parts.append(second if self.per_example else tf.sign(gradient) * second)
+        return parts
+
+    def _finished(self, parts: list[Any]) -> tuple[list[Any], list[Any]]:
+        """From the sums over the terms to sensitivities and curvatures."""
+        found: list[Any] = []
+        curved: list[Any] = []
+        rest = iter(parts)
+        for target, calls, smooth in self._each():
+            total = next(rest)
+            if self.per_example:
+                total = _all_replicas(_outer(target, calls, total) if calls.factored else total)
+            found.append(total)
+            curved.append(next(rest) if smooth is not None and calls.pre_activations else None)
+        return found, curved
+
+
+def _replicas() -> int:
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
 
 
 def _all_replicas(gradient: Any) -> Any:
     """The mean over replicas, taken before the absolute value; the gradient itself where there is one replica."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    if _replicas() == 1:
         return gradient
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, gradient)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, gradient)
 
 
-def _check_dense(target: Target) -> None:
-    if not isinstance(target.layer, keras.layers.Dense):
-        raise ModelError(
-            f"Sensitivity(reduction='mean_of_abs') is available for Dense layers only; {target.label!r} belongs to a "
-            f"{type(target.layer).__name__}. Use reduction='abs_of_mean'."
-        )
+def _outer(target: Target, calls: LayerCalls, deltas: Any) -> Any:
+    r"""sum_b |dt/dw_ij of example b| = sum_b |a_bi| |delta_bj|: one product of absolute matrices for all terms.
 
-
-def _mean_of_abs(target: Target, calls: _Calls, deltas: list[Any]) -> Any:
-    r"""sum_b |dt/dw_ij of example b| = sum_b |a_bi| |delta_bj|: one product of absolute matrices.
-
-    `deltas` holds dt/dz, shape (batch, units); the position weights are already in t. For a bias a_bi = 1.
+    `deltas` holds the sum of |dt/dz| over the terms, shape (batch, units); the position weights are in t. For a bias
+    a_bi = 1.
     """
-    if len(calls.inputs) != 1 or len(calls.inputs[0].shape) != 2:
-        raise ModelError(
-            f"Sensitivity(reduction='mean_of_abs') needs Dense layers that are called once per step on inputs of shape "
-            f"(batch, features); {target.label!r} is called {len(calls.inputs)} time(s) on shape "
-            f"{tuple(calls.inputs[0].shape) if calls.inputs else None}. Use reduction='abs_of_mean'."
-        )
-    delta = tf.abs(tf.cast(deltas[0], target.variable.dtype))
     if len(target.variable.shape) == 1:
-        return _all_replicas(tf.reduce_sum(delta, axis=0))
-    return _all_replicas(tf.matmul(tf.abs(tf.cast(calls.inputs[0], delta.dtype)), delta, transpose_a=True))
+        return tf.reduce_sum(deltas, axis=0)
+    return tf.matmul(tf.abs(tf.cast(calls.inputs[0], deltas.dtype)), deltas, transpose_a=True)
 
 
-def _second_derivative(target: Target, calls: _Calls, deltas: list[Any], activation: str, per_example: bool) -> Any:
+def _sum_of_abs(target: Target, calls: LayerCalls, deltas: list[Any]) -> Any:
+    """sum_b |dt/dw of example b| of any layer, one example after the other: one gradient more in memory, not B.
+
+    `deltas` holds dt/d(result) per call; an example's part is the layer's own gradient for that example alone.
+    """
+    variable = target.variable.value
+
+    def add(example: Any, total: Any) -> tuple[Any, Any]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variable)
+            results = [calls.of_example(number, example) for number in range(len(deltas))]
+        seeds = tf.nest.map_structure(lambda d, r: tf.cast(d[example : example + 1], r.dtype), deltas, results)
+        part = tape.gradient(results, variable, seeds, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return example + 1, total + tf.abs(tf.cast(tf.convert_to_tensor(part), total.dtype))
+
+    if not calls.results:  # a layer that the model holds and does not call
+        return tf.zeros(variable.shape, variable.dtype)
+    count = tf.shape(tf.nest.flatten(calls.results)[0])[0]
+    start = (tf.constant(0), tf.zeros(variable.shape, variable.dtype))
+    return tf.while_loop(lambda example, _: example < count, add, start, parallel_iterations=1)[1]
+
+
+def _second_derivative(target: Target, calls: LayerCalls, deltas: list[Any], activation: str, per_example: bool) -> Any:
     r"""d2t/dw2 of the unit itself: sum over positions of a^2 delta f''(z)/f'(z), with delta = dt/dz.
 
     This is the kernel gradient of the same linear map at squared inputs. If `per_example`, each example's part has
@@ -192,7 +229,7 @@ def _second_derivative(target: Target, calls: _Calls, deltas: list[Any], activat
     """
     kernel = tf.convert_to_tensor(target.variable)
     total = tf.zeros_like(kernel)
-    for inputs, z, delta in zip(calls.inputs, calls.outputs, deltas, strict=True):
+    for inputs, z, delta in zip(calls.inputs, calls.pre_activations, deltas, strict=True):
         with record.stop_recording():
             inputs, z, delta = (tf.cast(value, kernel.dtype) for value in (inputs, z, delta))
             squares = inputs * (tf.abs(inputs) if per_example else inputs)
@@ -204,77 +241,3 @@ def _second_derivative(target: Target, calls: _Calls, deltas: list[Any], activat
         part = tape.gradient(value, target.variable.value, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         total += tf.cast(part, total.dtype)
     return total
-
-
-def weight_sensitivities(
-    model: Any,
-    x: Any,
-    y: Any = None,
-    sample_weight: Any = None,
-    sensitivity: Sensitivity | None = None,
-) -> list[Any]:
-    r"""Sensitivity of the model's logits to each regularized weight, on one batch, in inference mode.
-
-    $$S(w) = \sum_k \alpha_k \left|\frac{\partial y_k}{\partial w}\right|$$ (Tartaglione et al., NeurIPS 2018), with
-    alpha and the reduction over the batch as `sensitivity` says.
-
-    Args:
-        model: a built Keras model with a `SensitivityRegularizer` on at least one weight.
-        x: one batch of inputs, as `model(x)` takes it.
-        y: targets, in the shape that the compiled loss takes. Needed by the specific form.
-        sample_weight: shape (batch,) or that of the positions; 0 excludes a position.
-        sensitivity: the configuration; None means `Sensitivity()`.
-
-    Returns:
-        A list of NumPy arrays, one per regularized weight, in the order of `model.trainable_variables`.
-
-    Raises:
-        ArgumentError, ModelError: if the model has no such weight, is not built, or lacks targets.
-
-    Example:
-        >>> import keras, numpy as np
-        >>> from keras_sensprune import Sensitivity, SensitivityRegularizer, weight_sensitivities
-        >>> layer = keras.layers.Dense(1, use_bias=False, kernel_regularizer=SensitivityRegularizer(1e-4))
-        >>> model = keras.Sequential([keras.Input((2,)), layer])
-        >>> weight_sensitivities(model, np.array([[1.0, -3.0]]), sensitivity=Sensitivity("unspecific"))[0].ravel()
-        array([1., 3.], dtype=float32)
-    """
-    check_model(model)
-    config = sensitivity or Sensitivity()
-    targets = prunable_weights(model)
-    x, y, sample_weight = (
-        keras.tree.map_structure(lambda v: None if v is None else ops.convert_to_tensor(v), data)
-        for data in (x, y, sample_weight)
-    )
-    with SensitivityTape(targets, config.reduction) as tape:
-        outputs = forward_terms(model, x, y, sample_weight, config)
-    return [ops.convert_to_numpy(s) for s in tape.sensitivities(outputs)[0]]
-
-
-def forward_terms(model: Any, x: Any, y: Any, sample_weight: Any, config: Sensitivity) -> list[Terms]:
-    """Terms from a forward pass of our own in inference mode, or from the user's `output_fn`."""
-    if config.kind == "none":
-        return []
-    outputs = model(x, training=False) if config.output_fn is None else config.output_fn(model, x)
-    if config.kind == "loss":
-        with _without_penalty(model):
-            return [loss_terms(model.compute_loss(x, y, outputs, sample_weight))]
-    return model_terms(model, y, outputs, sample_weight, config, replaced=config.output_fn is not None)
-
-
-@contextlib.contextmanager
-def _without_penalty(model: Any) -> Iterator[None]:
-    """Until the block ends, the loss does not contain this package's penalty."""
-    targets = prunable_weights(model)
-    for target in targets:
-        target.variable.regularizer = None
-    try:
-        yield
-    finally:
-        for target in targets:
-            target.variable.regularizer = target.regularizer
-
-
-def loss_terms(loss: Any) -> Terms:
-    """The loss as the only term: S = |dL/dw|."""
-    return Terms([loss], 1.0, None)

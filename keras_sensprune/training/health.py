@@ -9,6 +9,8 @@ import keras
 import tensorflow as tf
 from keras import ops, tree
 
+from keras_sensprune.training.pace import counter
+
 _CAUSES = {
     1: "the inputs or targets hold a value that is not finite (NaN or infinity)",
     2: "the loss is not finite (NaN or infinity)",
@@ -24,9 +26,9 @@ class StepHealth:
     """
 
     def __init__(self) -> None:
-        self.step = _counter(0)
-        self._first_bad = _counter(-1)
-        self._causes = _counter(0)
+        self.step = counter(0)
+        self._first_bad = counter(-1)
+        self._causes = counter(0)
         self._batch = threading.local()  # one per replica
 
     def begin(self, data: Any) -> None:
@@ -71,13 +73,3 @@ class StepHealth:
             return None
         causes = "; ".join(text for bit, text in _CAUSES.items() if found & bit)
         return f"Training was stopped: in step {step} (counted from 0 since training began) {causes}."
-
-
-def _counter(start: int) -> Any:
-    return keras.Variable(
-        initializer=lambda shape, dtype: ops.full(shape, start, dtype),
-        shape=(),
-        dtype="int64",
-        trainable=False,
-        aggregation="only_first_replica",
-    )

@@ -10,7 +10,13 @@ import keras
 from keras import ops, tree
 
 from keras_sensprune.errors import ModelError
-from keras_sensprune.formulas.sensitivity import Sensitivity, output_terms, position_weights, target_weights
+from keras_sensprune.formulas.sensitivity import (
+    Sensitivity,
+    passes_of,
+    position_weights,
+    target_weights,
+    weighted_outputs,
+)
 
 # Name of the function behind a Keras loss (object, function or string) -> the kind of its targets.
 _TASKS = {
@@ -33,17 +39,27 @@ _OF_PROBABILITIES = frozenset(name for name, task in _TASKS.items() if task != "
 
 
 class Terms(NamedTuple):
-    """What one output contributes.
+    """What one output contributes: weight * sum_j |dt_j/dw|.
 
     Attributes:
-        terms: scalars t_j; the sensitivity is weight * sum_j |dt_j/dw|.
+        value: shape (positions, C), the weighted outputs whose columns sum to the terms; or a scalar, the only term.
+        estimator: how terms are made of the columns (`formulas.sensitivity.output_direction`); None: one term, the sum
+            of everything.
+        passes: how many terms there are, each of which costs a backward pass.
         weight: the output's loss weight (1 if none was given).
         bad_labels: scalar boolean, whether a class number is out of range; None where there are none.
     """
 
-    terms: list[Any]
-    weight: float
-    bad_labels: Any | None
+    value: Any
+    estimator: str | None
+    passes: int
+    weight: float = 1.0
+    bad_labels: Any | None = None
+
+    @property
+    def varies(self) -> bool:
+        """Whether each refresh takes other terms, so that only a mean over refreshes is the sensitivity."""
+        return self.estimator in ("sampled", "projected") and self.passes < self.value.shape[-1]
 
 
 def model_terms(
@@ -193,9 +209,12 @@ def _terms(
     if task != "regression" and config.kind in ("auto", "specific"):
         alpha = ops.cast(target_weights(task, _flat_targets(task, target, flat), classes), flat.dtype)
     omega = position_weights(ops.shape(flat)[0], _joined(lead, weights, mask, included, flat.dtype), flat.dtype)
-    one_hot = task in ("integer", "binary")
-    split = alpha is None or (config.reduction == "mean_of_abs" and not one_hot)
-    return Terms(output_terms(flat, alpha, omega, split), factor, bad)
+    value = weighted_outputs(flat, alpha, omega)
+    if alpha is None:
+        return Terms(value, config.estimator, passes_of(config.estimator, config.samples, classes), factor, bad)
+    if config.reduction == "mean_of_abs" and task not in ("integer", "binary"):  # several outputs per example
+        return Terms(value, "exact", classes, factor, bad)
+    return Terms(value, None, 1, factor, bad)
 
 
 def _float(dtype: Any) -> str:

@@ -10,7 +10,12 @@ import numpy as np
 from keras import ops
 
 from keras_sensprune.formulas.penalty import insensitivity_penalty, penalty_with_exact_gradient
-from keras_sensprune.formulas.sensitivity import bounded_insensitivity, running_mean, scaled_sensitivity
+from keras_sensprune.formulas.sensitivity import (
+    bounded_insensitivity,
+    running_mean,
+    scaled_sensitivity,
+    shrunk_share,
+)
 from keras_sensprune.formulas.structures import Layout, group_masks, group_sensitivity, n_of_m_mask
 from keras_sensprune.formulas.thresholds import threshold_mask
 
@@ -97,10 +102,10 @@ class PrunedWeight:
         if _ACTIVE.get(id(self.variable)) is self:
             del _ACTIVE[id(self.variable)]
 
-    def refreshed(self, new: Any) -> Any:
-        """The stored sensitivity after a batch with sensitivity `new`: `new` itself (raw) or the running mean."""
+    def refreshed(self, new: Any, averaged: bool, refresh: Any) -> Any:
+        """The stored sensitivity after refresh number `refresh`, which found `new`: that, or the running mean."""
         new = ops.cast(new, "float32")
-        return new if self.scale == "raw" else running_mean(self.sensitivity, new, self.momentum)
+        return running_mean(self.sensitivity, new, self.momentum, refresh) if averaged else new
 
     def _scaled(self, weight: Any) -> Any:
         """What takes the place of S, weight by weight."""
@@ -117,10 +122,16 @@ class PrunedWeight:
         mean = group_sensitivity([m.layout for m, _ in members], weights, scaled)  # type: ignore[misc]
         return ops.cast(layout.unfold(mean, ops), weight.dtype)
 
-    def shrinkage(self) -> Any:
-        """d = strength * w * max(0, 1 - S) with the weight and the sensitivity as they are now."""
+    @property
+    def shrinks(self) -> bool:
+        """Whether a step of the rule takes anything from this weight beside the optimizer's update."""
+        return self.regularizer.decoupled and self.regularizer.strength > 0
+
+    def shrinkage(self, steps: Any = 1) -> Any:
+        """d = w (1 - (1 - strength * max(0, 1 - S))^steps) with the weight and the sensitivity as they are now."""
         weight = ops.convert_to_tensor(self.variable)
-        return self.regularizer.strength * weight * bounded_insensitivity(self._effective(weight))
+        insensitivity = bounded_insensitivity(self._effective(weight))
+        return weight * shrunk_share(self.regularizer.strength, insensitivity, steps)
 
     def coupled_penalty(self) -> Any:
         """strength * sum of R(w), with gradient strength * w * max(0, 1 - S)."""

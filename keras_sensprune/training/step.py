@@ -17,10 +17,12 @@ from keras_sensprune.errors import ModelError, TrainingError, argument_error, nu
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, Layout, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
-from keras_sensprune.training.gradients import SensitivityTape, curved_activation, forward_terms, loss_terms
+from keras_sensprune.training.batch import forward_terms, loss_terms
+from keras_sensprune.training.gradients import SensitivityTape, curved_activation
 from keras_sensprune.training.grouping import group_weights
 from keras_sensprune.training.health import StepHealth
 from keras_sensprune.training.outputs import Terms, model_terms
+from keras_sensprune.training.pace import Pace
 from keras_sensprune.training.silence import silenced_biases
 from keras_sensprune.training.state import PrunedWeight, prune_together
 from keras_sensprune.training.targets import prunable_weights
@@ -37,7 +39,9 @@ class _Step(threading.local):
     active = False  # whether a training step is running at all
     probing = False  # whether a custom step is only traced, to see if it computes its loss through compute_loss
     calls = 0  # how often the loss was computed in this step
-    shrinkages: list[Any] | None = None
+    in_place = False  # whether the shrinkage is subtracted where the loss is computed
+    due: Any = None  # whether this step refreshes, see `Pace.due`
+    shrinkages: list[Any] | None = None  # what is to be subtracted after the update
 
 
 class PruningSession:
@@ -45,7 +49,10 @@ class PruningSession:
 
     A step of it is the user's own `train_step` with three things around it: an outer persistent tape, from which
     the sensitivities are taken where the loss is computed (so the forward pass is shared); the shrinkage, taken
-    from the weights before the update and subtracted after it; and flags for values that are not finite.
+    from the weights before the update; and flags for values that are not finite. The shrinkage is subtracted in place
+    where the loss is computed, when the forward pass has read the weights and before they are updated. Where that is
+    not possible (an update that may be skipped, several replicas, a train step whose loss is not seen), it is kept
+    and subtracted after the update: the same rule at the price of one more copy of the weights during the step.
 
     Args:
         model: a built and compiled Keras model.
@@ -66,18 +73,21 @@ class PruningSession:
         structure = structure_argument(structure)
         self.targets = prunable_weights(model)
         self.grouping = group_weights(model, self.targets, structure)
-        SensitivityTape(self.targets, sensitivity.reduction)  # refuses what it cannot do, before anything is changed
+        SensitivityTape(
+            model, self.targets, sensitivity.reduction
+        )  # refuses what it cannot do, before anything is changed
         self.model = model
         self.sensitivity = sensitivity
         self._user_step = train_step or model.train_step
         self._user_compute_loss = model.compute_loss
-        self._shares_forward: bool | None = self._known_to_share(model)
+        self._losses: int | None = self._known_losses()
         with model.distribute_strategy.scope():
             self.weights = [
                 self._state(t, layout) for t, layout in zip(self.targets, self.grouping.layouts, strict=True)
             ]
             self.health = StepHealth()
             self.biases = silenced_biases(self.grouping, self.targets, self.weights)
+            self.pace = Pace(sensitivity.every)
         self.families = [[self.weights[number] for number in family] for family in self.grouping.families]
         for family in self.families:
             for weight in family if len(family) > 1 else ():
@@ -90,12 +100,12 @@ class PruningSession:
         curved = curved_activation(target) is not None and not whole_groups
         return PrunedWeight(target, self.sensitivity.scale, self.sensitivity.momentum, curved, layout)
 
-    def _known_to_share(self, model: Any) -> bool | None:
-        """Whether the user's step computes its loss through `compute_loss`: None means that it must be tried."""
+    def _known_losses(self) -> int | None:
+        """How often the user's step calls `compute_loss`: None means that it must be tried."""
         if self.sensitivity.output_fn is not None:
-            return False
+            return 0
         stock = getattr(keras.Model, "train_step", None)
-        return True if getattr(self._user_step, "__func__", None) is stock else None
+        return 1 if getattr(self._user_step, "__func__", None) is stock else None
 
     # Attaching and detaching
 
@@ -158,7 +168,7 @@ class PruningSession:
     # One training step
 
     def step(self, data: Any) -> Any:
-        """The hooked train step: the user's step, then the shrinkage.
+        """The hooked train step: the user's step, with the refresh and the shrinkage where they are due.
 
         Args:
             data: one batch, as `train_step` takes it.
@@ -166,48 +176,58 @@ class PruningSession:
         Returns:
             What the user's step returns.
         """
+        losses = self._losses_of_step(data)
         self.health.begin(data)
-        self._step.active, self._step.calls, self._step.shrinkages = True, 0, None
-        before = self._updates()
+        state, updates = self._step, self._updates()
+        state.active, state.calls, state.shrinkages = True, 0, None
+        state.in_place = losses == 1 and updates is None and self._replicas() == 1
+        state.due = self.pace.due()
         try:
             if self.sensitivity.kind == "none":
-                self._take_shrinkages()
+                if not state.in_place:
+                    self._take_shrinkages()
                 logs = self._user_step(data)
-            elif self._shares(data):
-                with SensitivityTape(self.targets, self.sensitivity.reduction) as tape:
-                    self._step.tape = tape
+            elif losses:
+                with SensitivityTape(self.model, self.targets, self.sensitivity.reduction) as tape:
+                    state.tape = tape
                     logs = self._user_step(data)
             else:
                 self._own_forward(data)
                 logs = self._user_step(data)
-            if self._step.shrinkages is not None:
-                self._shrink(self._step.shrinkages, before)
+            after = self._updates()
+            real = None if updates is None or after is None else ops.not_equal(updates, after)
+            self._subtract(state.shrinkages or [], real)
+            self.pace.end(state.due, real)
         finally:
-            self._step.active, self._step.tape, self._step.shrinkages = False, None, None
+            state.active, state.tape, state.due, state.shrinkages = False, None, None, None
         self.health.end()
         return logs
 
-    def _shares(self, data: Any) -> bool:
-        """Whether `compute_loss` is called by the user's step; a custom step is traced once, unexecuted, to know."""
-        if self._shares_forward is None:
-            self._step.probing = True
+    def _losses_of_step(self, data: Any) -> int:
+        """How often `compute_loss` is called by the user's step; a custom step is traced once, unexecuted, to know."""
+        if self._losses is None:
+            self._step.active = self._step.probing = True
+            self._step.calls = 0
             try:
                 tf.function(self._user_step).get_concrete_function(data)
             except Exception:  # what comes after the loss (an update under several replicas) need not be traceable
                 pass
             finally:
-                self._shares_forward = self._step.calls > 0
-                self._step.probing, self._step.calls = False, 0
-        if not self._shares_forward and self.sensitivity.kind == "loss":
+                self._losses = self._step.calls
+                self._step.active = self._step.probing = False
+        if not self._losses and self.sensitivity.kind == "loss":
             raise ModelError(
                 "Sensitivity(kind='loss') needs a train_step that calls `self.compute_loss(...)`. "
                 "Call it there, or use another kind."
             )
-        return self._shares_forward
+        return self._losses
+
+    def _replicas(self) -> int:
+        return int(self.model.distribute_strategy.num_replicas_in_sync)
 
     def _own_forward(self, data: Any) -> None:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with SensitivityTape(self.targets, self.sensitivity.reduction) as tape:
+        with SensitivityTape(self.model, self.targets, self.sensitivity.reduction) as tape:
             outputs = forward_terms(self.model, x, y, sample_weight, self.sensitivity)
         self._use(tape, outputs)
 
@@ -222,7 +242,7 @@ class PruningSession:
         if kind == "loss" and tape is not None:
             with self._silent():
                 loss = self._user_compute_loss(*args, **kwargs)
-            replicas = self.model.distribute_strategy.num_replicas_in_sync  # Keras has divided the loss by it
+            replicas = self._replicas()  # Keras has divided the loss by it
             self._use(tape, [loss_terms(loss * replicas)])
             coupled = [w.coupled_penalty() for w in self.weights if not w.regularizer.decoupled]
             loss = loss + sum(coupled) / replicas if coupled else loss
@@ -231,6 +251,8 @@ class PruningSession:
             if tape is not None:
                 y, y_pred, sample_weight = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
                 self._use(tape, model_terms(self.model, y, y_pred, sample_weight, self.sensitivity))
+            elif self._step.in_place:
+                self._when_due(self._shrink_in_place)
             loss = self._user_compute_loss(*args, **kwargs)
         self.health.check_loss(loss)
         return loss
@@ -246,35 +268,64 @@ class PruningSession:
                 weight.silent = False
 
     def _use(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
-        """Stores the sensitivities of this batch and takes the shrinkages from them."""
+        """Where a refresh is due, stores the sensitivities of this batch; and shrinks, or notes what to subtract."""
         for output in outputs:
             self.health.check_labels(output.bad_labels)
-        curved = [w.curvature for w in self.weights]
-
-        def fresh() -> list[Any]:
-            sensitivities, curvatures = tape.sensitivities(outputs)
-            new = [w.refreshed(s) for w, s in zip(self.weights, sensitivities, strict=True)]
-            return new + [
-                ops.cast(c, "float32") for c, kept in zip(curvatures, curved, strict=True) if kept is not None
-            ]
-
-        stored = [w.sensitivity for w in self.weights] + [c for c in curved if c is not None]
-        if self.sensitivity.every == 1:
-            values = fresh()
+        if self._replicas() > 1:  # replicas cannot talk to each other inside a condition
+            self._store(*self._refreshed(tape, outputs), self._step.due)
         else:
-            due = ops.equal(self.health.step % self.sensitivity.every, 0)
-            kept = [ops.convert_to_tensor(v) for v in stored]
-            if self.model.distribute_strategy.num_replicas_in_sync == 1:
-                values = tf.cond(due, fresh, lambda: kept)
-            else:  # replicas cannot talk to each other inside a condition
-                values = [ops.where(due, new, old) for new, old in zip(fresh(), kept, strict=True)]
-        for variable, value in zip(stored, values, strict=True):
-            variable.assign(value)
-        self._take_shrinkages()
+
+            def refresh() -> None:
+                self._store(*self._refreshed(tape, outputs))
+                if self._step.in_place:
+                    self._shrink_in_place()
+
+            self._when_due(refresh)
+        if not self._step.in_place:
+            self._take_shrinkages()
+
+    def _when_due(self, work: Callable[[], None]) -> None:
+        """Does the work in the steps that refresh: a condition of the graph, unless every step does."""
+        if self._step.due is None:
+            work()
+            return
+
+        def branch() -> Any:
+            work()
+            return tf.constant(0)
+
+        tf.cond(self._step.due, branch, lambda: tf.constant(0))
+
+    def _refreshed(self, tape: SensitivityTape, outputs: list[Terms]) -> tuple[list[Any], list[Any]]:
+        """(variables, their values after this batch)."""
+        refresh = ops.convert_to_tensor(self.pace.refreshes)
+        sensitivities, curvatures = tape.sensitivities(outputs, refresh)
+        averaged = self.sensitivity.scale != "raw" or any(output.varies for output in outputs)
+        pairs = [
+            (w.sensitivity, w.refreshed(s, averaged, refresh)) for w, s in zip(self.weights, sensitivities, strict=True)
+        ]
+        for weight, curvature in zip(self.weights, curvatures, strict=True):
+            if weight.curvature is not None:
+                pairs.append((weight.curvature, ops.cast(curvature, "float32")))
+        return [variable for variable, _ in pairs], [value for _, value in pairs]
+
+    def _store(self, variables: list[Any], values: list[Any], due: Any | None = None) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value if due is None else ops.where(due, value, ops.convert_to_tensor(variable)))
+        self.pace.count_refresh(due)
+
+    def _shrink_in_place(self) -> None:
+        """w <- w - d. The forward pass has read w; the optimizer's update comes after it."""
+        steps = self.pace.steps()
+        shrinking = [w for w in self.weights if w.shrinks]
+        for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
+            weight.variable.value.assign_sub(value)
 
     def _take_shrinkages(self) -> None:
-        """d = strength * w * S_b of the decoupled weights, with the weights as they are before the update."""
-        self._step.shrinkages = [w.shrinkage() if w.regularizer.decoupled else None for w in self.weights]
+        """d with the weights as they are before the update; 0 in steps that do not refresh."""
+        steps, due = self.pace.steps(), self._step.due
+        taken = [w.shrinkage(steps) if w.shrinks else None for w in self.weights]
+        self._step.shrinkages = [d if d is None or due is None else ops.where(due, d, ops.zeros_like(d)) for d in taken]
 
     def _updates(self) -> Any | None:
         """Count of real updates, where a step need not be one (gradient accumulation, loss scaling)."""
@@ -284,11 +335,11 @@ class PruningSession:
             return ops.convert_to_tensor(inner.iterations)
         return None
 
-    def _shrink(self, shrinkages: list[Any], before: Any | None) -> None:
-        """w <- w - d, only where the optimizer has really updated."""
-        after = self._updates()
-        real = None if before is None or after is None else ops.not_equal(before, after)
-        chosen = [(w, d) for w, d in zip(self.weights, shrinkages, strict=True) if d is not None]
+    def _subtract(self, shrinkages: list[Any], real: Any | None) -> None:
+        """w <- w - d after the update, where there was one."""
+        chosen = [(w, d) for w, d in zip(self.weights, shrinkages, strict=False) if d is not None]
+        if not chosen:
+            return
         values = [d if real is None else ops.where(real, d, ops.zeros_like(d)) for _, d in chosen]
 
         def subtract(_: Any, *values: Any) -> None:
@@ -312,6 +363,7 @@ class PruningSession:
             What was done. A tensor that would be emptied keeps its largest weight (the floor).
         """
         threshold = number_argument("threshold", threshold, "a finite number of at least 0")
+        self._settle()
         pruned = [prune_together(family, threshold) for family in self.families]
         self.silence()
         order = [number for family in self.grouping.families for number in family]
@@ -335,6 +387,17 @@ class PruningSession:
         """Sets the biases of recurrent units that are dead to zero."""
         for bias in self.biases:
             bias.apply()
+
+    def _settle(self) -> None:
+        """Shrinks for the updates since the last refresh, with the sensitivities of that refresh."""
+        steps = self.pace.take_pending()
+        if not steps:
+            return
+        shrinking = [w for w in self.weights if w.shrinks]
+        values = [w.shrinkage(ops.convert_to_tensor(steps)) for w in shrinking]
+        for weight, value in zip(shrinking, values, strict=True):
+            weight.variable.assign(ops.convert_to_tensor(weight.variable) - value)
+            weight.keep_constraint()
 
     def raise_if_unhealthy(self) -> None:
         """Reads the flags that the steps have set.

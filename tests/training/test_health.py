@@ -125,7 +125,9 @@ def test_keep_last_good_restores_the_weights_of_the_last_good_epoch():
 def test_a_batch_of_nan_does_not_poison_the_running_mean():
     from keras_sensprune.formulas.sensitivity import running_mean
 
-    mean = running_mean(np.array([1.0, 1.0], "float32"), np.array([np.nan, 2.0], "float32"), 0.5)
+    mean = running_mean(
+        np.array([1.0, 1.0], "float32"), np.array([np.nan, 2.0], "float32"), 0.5, 40
+    )  # 2^-41 is no more
     np.testing.assert_array_equal(mean, [1.0, 1.5])
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer, make_pruning_step
 
 STRENGTH = 0.05
+EXACT = {"every": 1, "estimator": "exact"}  # the paper's rule in every step
 RNG = np.random.default_rng(0)
 X = RNG.normal(0.4, 1.0, (8, 5)).astype("float32")
 T = RNG.normal(size=(8, 3)).astype("float32")
@@ -72,7 +73,7 @@ def test_decoupled_step_is_the_papers_rule_for_any_optimizer(name, mode):
     settings = {"graph": {}, "eager": {"run_eagerly": True}, "jit": {"jit_compile": True}}[mode]
     model, update = linear_model(keras_optimizer(), **settings), numpy_optimizer()
     w = model.get_weights()[0].astype("float64")
-    callback = PruneAtEpochEnd(0.0, Sensitivity("unspecific"))
+    callback = PruneAtEpochEnd(0.0, Sensitivity("unspecific", **EXACT))
     model.fit(X, T, batch_size=8, epochs=3, verbose=0, callbacks=[callback])
     for _ in range(3):
         w = update(w, gradient(w)) - shrinkage(w)
@@ -84,7 +85,9 @@ def test_coupled_step_puts_the_shrinkage_into_the_gradient(name):
     keras_optimizer, numpy_optimizer = OPTIMIZERS[name]
     model, update = linear_model(keras_optimizer(), decoupled=False), numpy_optimizer()
     w = model.get_weights()[0].astype("float64")
-    model.fit(X, T, batch_size=8, epochs=3, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))])
+    model.fit(
+        X, T, batch_size=8, epochs=3, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific", **EXACT))]
+    )
     for _ in range(3):
         w = update(w, gradient(w) + shrinkage(w))
     np.testing.assert_allclose(model.get_weights()[0], w, atol=TOLERANCE)
@@ -94,7 +97,14 @@ def test_for_plain_sgd_coupled_is_decoupled_with_strength_over_learning_rate():
     results = []
     for decoupled, strength in ((True, STRENGTH), (False, STRENGTH / 0.1)):
         model = linear_model(keras.optimizers.SGD(0.1), decoupled, strength)
-        model.fit(X, T, batch_size=8, epochs=3, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))])
+        model.fit(
+            X,
+            T,
+            batch_size=8,
+            epochs=3,
+            verbose=0,
+            callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific", **EXACT))],
+        )
         results.append(model.get_weights()[0])
     np.testing.assert_allclose(*results, atol=TOLERANCE)
 
@@ -104,7 +114,7 @@ def test_coupled_loss_contains_the_penalty_and_decoupled_loss_does_not():
     for decoupled in (True, False):
         model = linear_model(keras.optimizers.SGD(0.0), decoupled)
         history = model.fit(
-            X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))]
+            X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific", **EXACT))]
         ).history
         losses[decoupled] = history["loss"][0], history["penalty"][0]
     w = model.get_weights()[0]
@@ -122,7 +132,7 @@ def test_coupled_loss_contains_the_penalty_and_decoupled_loss_does_not():
 def test_kinds_without_output_terms(kind):
     model = linear_model(keras.optimizers.SGD(0.1))
     w = model.get_weights()[0].astype("float64")
-    model.fit(X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity(kind))])
+    model.fit(X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity(kind, every=1))])
     sensitivity = np.abs(gradient(w)) if kind == "loss" else np.zeros_like(w)
     expected = w - 0.1 * gradient(w) - STRENGTH * w * np.maximum(0, 1 - sensitivity)
     np.testing.assert_allclose(model.get_weights()[0], expected, atol=TOLERANCE)
@@ -131,7 +141,7 @@ def test_kinds_without_output_terms(kind):
 def test_loss_kind_does_not_see_the_penalty_in_the_loss():
     model = linear_model(keras.optimizers.SGD(0.1), decoupled=False)
     w = model.get_weights()[0].astype("float64")
-    model.fit(X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("loss"))])
+    model.fit(X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("loss", every=1))])
     factor = np.maximum(0, 1 - np.abs(gradient(w)))
     expected = w - 0.1 * (gradient(w) + STRENGTH * w * factor)
     np.testing.assert_allclose(model.get_weights()[0], expected, atol=TOLERANCE)
@@ -143,7 +153,7 @@ def test_scaled_rule_uses_the_running_mean_over_surviving_weights(scale):
     w = model.get_weights()[0].astype("float64")
     w[0, 0] = 0.0
     model.set_weights([w.astype("float32")])
-    config = Sensitivity("unspecific", scale=scale, momentum=0.9)
+    config = Sensitivity("unspecific", scale=scale, momentum=0.9, **EXACT)
     model.fit(X, T, batch_size=8, epochs=2, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
     raw = np.abs(X.mean(0))[:, None] / 3 * np.ones((1, 3))
     mean, alive = np.zeros_like(w), w != 0
@@ -160,8 +170,111 @@ def test_every_n_steps_the_last_sensitivity_serves():
     model = linear_model(keras.optimizers.SGD(0.0))
     w = model.get_weights()[0].astype("float64")
     data = tf.data.Dataset.from_tensor_slices((np.concatenate([X, 3 * X]), np.concatenate([T, T]))).batch(8)
-    model.fit(data, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific", every=2))])
+    model.fit(
+        data,
+        shuffle=False,
+        verbose=0,
+        callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific", every=2, estimator="exact"))],
+    )
     np.testing.assert_allclose(model.get_weights()[0], w - shrinkage(w) - shrinkage(w - shrinkage(w)), atol=TOLERANCE)
+
+
+def batches(count):
+    """Inputs that differ from batch to batch, and a data set of them in order."""
+    inputs = [(1 + 0.3 * number) * X for number in range(count)]
+    data = tf.data.Dataset.from_tensor_slices((np.concatenate(inputs), np.concatenate([T] * count)))
+    return inputs, data.batch(8)
+
+
+def every_n_steps(w, inputs, update, every, sensitivity, epochs=1, strength=STRENGTH):
+    """The rule in NumPy: a refresh every n updates shrinks for all since the last, an epoch's end for the rest."""
+    wait, pending = 0, 0
+    for _ in range(epochs):
+        for x in inputs:
+            if wait == 0:
+                bounded = np.maximum(0, 1 - sensitivity(x))
+                d = w * (1 - (1 - strength * bounded) ** (pending + 1))
+                wait, pending = every - 1, 0
+            else:
+                d, wait, pending = 0, wait - 1, pending + 1
+            w = update(w, 2 * x.T @ (x @ w - T) / T.size) - d
+        w, pending = w * (1 - strength * bounded) ** pending, 0
+    return w
+
+
+def unspecific(x):
+    return np.abs(x.mean(0))[:, None] / 3 * np.ones((1, 3))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("mode", ["graph", "eager", "jit", "several"])
+def test_every_n_steps_the_shrinkage_of_n_steps_is_applied_at_once(name, mode):
+    keras_optimizer, numpy_optimizer = OPTIMIZERS[name]
+    settings = {"eager": {"run_eagerly": True}, "jit": {"jit_compile": True}, "several": {"steps_per_execution": 4}}
+    model, update = linear_model(keras_optimizer(), **settings.get(mode, {})), numpy_optimizer()
+    w = model.get_weights()[0].astype("float64")
+    inputs, data = batches(5)
+    config = Sensitivity("unspecific", every=3, estimator="exact")
+    model.fit(data, epochs=2, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
+    expected = every_n_steps(w, inputs, update, 3, unspecific, epochs=2)
+    np.testing.assert_allclose(model.get_weights()[0], expected, atol=4 * TOLERANCE)  # 10 steps of larger inputs
+
+
+@pytest.mark.parametrize("kind", ["none", "loss"])
+def test_every_n_steps_also_without_output_terms(kind):
+    model, update = linear_model(keras.optimizers.SGD(0.1)), NumpySGD(0.1)
+    w = model.get_weights()[0].astype("float64")
+    inputs, data = batches(4)
+    model.fit(data, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity(kind, every=4))])
+    loss_gradient = np.abs(2 * inputs[0].T @ (inputs[0] @ w - T) / T.size)  # the only refresh is at the first step
+    expected = every_n_steps(w, inputs, update, 4, lambda x: loss_gradient if kind == "loss" else np.zeros_like(w))
+    np.testing.assert_allclose(model.get_weights()[0], expected, atol=4 * TOLERANCE)
+
+
+def test_a_train_step_whose_loss_is_not_seen_shrinks_every_n_steps_too():
+    class Own(keras.Sequential):
+        def train_step(self, data):
+            x, t = data
+            with tf.GradientTape() as tape:
+                loss = keras.ops.mean((self(x, training=True) - t) ** 2)
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            return {"loss": loss}
+
+    layer = keras.layers.Dense(3, use_bias=False, kernel_regularizer=SensitivityRegularizer(STRENGTH))
+    model = Own([keras.Input((5,)), layer])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    w = model.get_weights()[0].astype("float64")
+    inputs, data = batches(4)
+    config = Sensitivity("unspecific", every=3, estimator="exact")
+    model.fit(data, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
+    expected = every_n_steps(w, inputs, NumpySGD(0.1), 3, unspecific)
+    np.testing.assert_allclose(model.get_weights()[0], expected, atol=4 * TOLERANCE)
+
+
+def test_refreshes_are_counted_in_real_updates():
+    # 12 batches of equal data, 2 of them per update: 6 updates, so the shrinkage of 6 updates, refreshed every 4.
+    model = linear_model(keras.optimizers.SGD(0.0, gradient_accumulation_steps=2))
+    w = model.get_weights()[0].astype("float64")
+    config = Sensitivity("unspecific", every=4, estimator="exact")
+    data = tf.data.Dataset.from_tensor_slices((np.tile(X, (12, 1)), np.tile(T, (12, 1)))).batch(8)
+    model.fit(data, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
+    expected = w * (1 - STRENGTH * np.maximum(0, 1 - unspecific(X))) ** 6
+    np.testing.assert_allclose(model.get_weights()[0], expected, atol=TOLERANCE)
+
+
+def test_sampled_outputs_shrink_by_their_running_mean():
+    # Three outputs, one per refresh, every step: S_ij of output j is 3 |x_i| / 3 when j has its turn, and 0 else.
+    model = linear_model(keras.optimizers.SGD(0.0))
+    w, momentum = model.get_weights()[0].astype("float64"), 0.5
+    config = Sensitivity("unspecific", every=1, momentum=momentum, estimator="sampled")
+    model.fit(X, T, batch_size=8, epochs=4, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
+    mean = np.zeros_like(w)
+    for refresh, turn in enumerate([0, 2, 1, 0]):  # the stride prime to 3 that is nearest to 0.618 * 3 is 2
+        value = np.zeros_like(w)
+        value[:, turn] = np.abs(X.mean(0))
+        mean += (1 - momentum) / (1 - momentum ** (refresh + 1)) * (value - mean)
+        w = w - STRENGTH * w * np.maximum(0, 1 - mean)
+    np.testing.assert_allclose(model.get_weights()[0], w, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("steps", [2, 3])
@@ -170,7 +283,12 @@ def test_gradient_accumulation_shrinks_once_per_real_update(steps):
     model = linear_model(optimizer)
     w = model.get_weights()[0].astype("float64")
     model.fit(
-        X, T, batch_size=8, epochs=2 * steps, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))]
+        X,
+        T,
+        batch_size=8,
+        epochs=2 * steps,
+        verbose=0,
+        callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific", **EXACT))],
     )
     for _ in range(2):
         w = w - 0.1 * gradient(w) - shrinkage(w)
@@ -180,17 +298,17 @@ def test_gradient_accumulation_shrinks_once_per_real_update(steps):
 def test_a_loss_scale_skip_shrinks_nothing():
     model = linear_model(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=3e38))
     before = model.get_weights()[0]
-    callback = PruneAtEpochEnd(0.0, Sensitivity("unspecific"))
+    callback = PruneAtEpochEnd(0.0, Sensitivity("unspecific", **EXACT))
     model.fit(X, 100 * T, batch_size=8, verbose=0, callbacks=[callback])  # the scaled gradients overflow
     np.testing.assert_array_equal(model.get_weights()[0], before)
 
 
 def test_custom_loop_step_is_the_function_that_fit_uses():
     fitted = linear_model(keras.optimizers.SGD(0.1))
-    callback = PruneAtEpochEnd(0.2, Sensitivity("unspecific"))
+    callback = PruneAtEpochEnd(0.2, Sensitivity("unspecific", **EXACT))
     fitted.fit(X, T, batch_size=8, epochs=3, shuffle=False, verbose=0, callbacks=[callback])
     looped = linear_model(keras.optimizers.SGD(0.1))
-    with make_pruning_step(looped, Sensitivity("unspecific")) as step:
+    with make_pruning_step(looped, Sensitivity("unspecific", **EXACT)) as step:
         compiled = tf.function(step)
         for _ in range(3):
             compiled((tf.constant(X), tf.constant(T)))
@@ -205,7 +323,7 @@ def test_a_custom_loop_may_wrap_the_models_own_step():
     for wrapped in (False, True):
         model = linear_model(keras.optimizers.SGD(0.1))
         own = (lambda data, model=model: model.train_step(data)) if wrapped else None
-        with make_pruning_step(model, Sensitivity("unspecific"), train_step=own) as step:
+        with make_pruning_step(model, Sensitivity("unspecific", **EXACT), train_step=own) as step:
             tf.function(step)((tf.constant(X), tf.constant(T)))
         results.append(model.get_weights()[0])
     np.testing.assert_array_equal(*results)
@@ -222,7 +340,7 @@ def test_custom_loop_with_the_users_own_step_function():
 
     model = linear_model(keras.optimizers.SGD(0.1))
     w = model.get_weights()[0].astype("float64")
-    with make_pruning_step(model, Sensitivity("unspecific"), train_step=own_step) as step:
+    with make_pruning_step(model, Sensitivity("unspecific", **EXACT), train_step=own_step) as step:
         logs = tf.function(step)((tf.constant(X), tf.constant(T)))
     np.testing.assert_allclose(logs["loss"], np.mean((X @ w - T) ** 2), rtol=1e-5)
     np.testing.assert_allclose(model.get_weights()[0], w - 0.1 * gradient(w) - shrinkage(w), atol=TOLERANCE)
@@ -239,7 +357,9 @@ def test_order_two_changes_the_value_in_the_loss_and_not_the_update(mode):
         model = keras.Sequential([keras.Input((5,)), *layers])
         model.compile(keras.optimizers.SGD(0.1), "mse", **settings)
         w, v = (model.get_weights()[i].astype("float64") for i in (0, 1))
-        history = model.fit(X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific"))])
+        history = model.fit(
+            X, T, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity("unspecific", **EXACT))]
+        )
         results[order] = history.history["loss"][0], model.get_weights()[0]
     t = np.tanh(X @ w)
     first = np.einsum("bi,bj,jk->kij", X, 1 - t**2, v) / len(X)

@@ -7,6 +7,7 @@ differences in float64 the oracle combines by definition. The logits are the mod
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 
 import keras
@@ -22,10 +23,12 @@ from keras_sensprune.errors import ArgumentError, ModelError
 from keras_sensprune.formulas.sensitivity import (
     RELEVANCE_CAP,
     bounded_insensitivity,
+    output_direction,
     running_mean,
     scaled_sensitivity,
 )
-from keras_sensprune.training.gradients import SensitivityTape, forward_terms
+from keras_sensprune.training.batch import forward_terms
+from keras_sensprune.training.gradients import SensitivityTape
 from keras_sensprune.training.outputs import model_terms
 from keras_sensprune.training.targets import prunable_weights
 
@@ -236,26 +239,53 @@ def _called_twice():
     return keras.Model(inputs, shared(shared(inputs)))
 
 
+PER_EXAMPLE = {
+    "conv": (IMAGE, lambda: _sequential(IMAGE, layers.Conv2D(2, 3, 2, activation="tanh"), layers.Flatten())),
+    "depthwise": NETS["depthwise"],
+    "called twice": ((4,), _called_twice),
+    "dense on a series": ((5, 2), lambda: _sequential((5, 2), layers.Dense(3, "tanh"), layers.Flatten())),
+    "lstm": NETS["lstm"],
+    "gru, sequences": (
+        SERIES,
+        lambda: _sequential(SERIES, layers.GRU(3, return_sequences=True), layers.Bidirectional(layers.GRU(2))),
+    ),
+    "residual": NETS["residual"],
+}
+
+
+@pytest.mark.parametrize("kind", ["unspecific", "specific"])
+@pytest.mark.parametrize("name", PER_EXAMPLE)
+def test_mean_of_abs_of_any_layer_is_exact_per_example(name, kind, float64):
+    shape, build = PER_EXAMPLE[name]
+    model = marked(build())
+    model.compile("sgd", SPARSE)
+    x = np.random.default_rng(4).normal(size=(B, *shape))
+    classes = model.output_shape[-1]
+    labels = LABELS % classes
+    alpha = None if kind == "unspecific" else oracle.one_hot(labels, classes)
+    config = Sensitivity(kind, reduction="mean_of_abs")
+    assert_is_oracle(model, x, labels, config, alpha=alpha, omega=oracle.equal_positions(B), most=4)
+
+
+def test_mean_of_abs_of_masked_sequences(float64):
+    inputs = keras.Input((None,), dtype="int32")
+    embedded = layers.Embedding(5, 3, mask_zero=True)(inputs)
+    model = keras.Model(inputs, layers.Dense(C)(layers.LSTM(2)(embedded)))
+    model = marked(model)
+    model.compile("sgd", SPARSE)
+    x = np.array([[1, 2, 3], [4, 0, 0], [2, 2, 0], [1, 4, 4], [3, 0, 0], [2, 1, 0]])
+    config = Sensitivity("unspecific", reduction="mean_of_abs")
+    assert_is_oracle(model, x, LABELS, config, alpha=None, omega=oracle.equal_positions(B), most=4)
+
+
 @pytest.mark.parametrize(
     ("build", "shape", "message"),
     [
         (
-            lambda: _sequential(IMAGE, layers.Conv2D(2, 3, name="c"), layers.Flatten()),
-            IMAGE,
-            "Sensitivity(reduction='mean_of_abs') is available for Dense layers only; '{label}' belongs to a "
-            "Conv2D. Use reduction='abs_of_mean'.",
-        ),
-        (
-            _called_twice,
-            (4,),
-            "Sensitivity(reduction='mean_of_abs') needs Dense layers that are called once per step on inputs of shape "
-            "(batch, features); '{label}' is called 2 time(s) on shape (6, 4). Use reduction='abs_of_mean'.",
-        ),
-        (
-            lambda: _sequential((5, 4), layers.Dense(2, name="d"), layers.Flatten()),
-            (5, 4),
-            "Sensitivity(reduction='mean_of_abs') needs Dense layers that are called once per step on inputs of shape "
-            "(batch, features); '{label}' is called 1 time(s) on shape (6, 5, 4). Use reduction='abs_of_mean'.",
+            lambda: _sequential(SERIES, layers.LSTM(2, dropout=0.5, name="l")),
+            SERIES,
+            "Sensitivity(reduction='mean_of_abs') calls a layer once more per example, but 'l', to which "
+            "'{label}' belongs, has dropout or state of its own. Use reduction='abs_of_mean'.",
         ),
         (
             lambda: keras.Sequential([keras.Input((4,)), layers.Dense(6), layers.Reshape((2, 3))], name="m"),
@@ -271,6 +301,76 @@ def test_mean_of_abs_says_what_it_cannot_do(build, shape, message):
     with pytest.raises(ModelError) as caught:
         weight_sensitivities(model, np.ones((B, *shape), "float32"), sensitivity=config)
     assert str(caught.value) == message.replace("{label}", prunable_weights(model)[0].label)
+
+
+# ------------------------------------------------------------------------------------------------------ estimators
+
+
+def estimates(model, x, y, config, refreshes):
+    """S of `refreshes` refreshes of an estimator, one after the other."""
+    targets = prunable_weights(model)
+    with SensitivityTape(model, targets, config.reduction) as tape:
+        outputs = forward_terms(model, tf.convert_to_tensor(x), tf.constant(y), None, config)
+    assert [output.varies for output in outputs] == [config.samples < C]
+    return [[np.asarray(s) for s in tape.sensitivities(outputs, refresh)[0]] for refresh in range(refreshes)]
+
+
+@pytest.mark.parametrize("reduction", ["abs_of_mean", "mean_of_abs"])
+@pytest.mark.parametrize("samples", [1, 2, 3, 7])
+def test_sampled_outputs_are_the_exact_sensitivity_once_all_have_had_their_turn(samples, reduction, float64):
+    model = mlp()
+    exact = weight_sensitivities(model, X, sensitivity=Sensitivity("unspecific", reduction=reduction))
+    config = Sensitivity("unspecific", estimator="sampled", samples=samples, reduction=reduction)
+    found = estimates(model, X, LABELS, config, C)
+    mean = [np.mean(values, axis=0) for values in zip(*found, strict=True)]
+    assert_all_close(mean, exact, 1e-13)  # sums of C numbers in another order
+    if samples < C:
+        assert np.abs(found[0][0] - exact[0]).max() > 0.01  # one refresh alone is not
+
+
+def test_projected_outputs_are_signed_sums_and_not_biased_where_outputs_are_alike(float64):
+    # One weight and many outputs y_k = v_k w x with v ~ N(0, 1): E|sum_k r_k v_k| sqrt(C) / C = E|v| = (1/C) sum |v_k|.
+    many, refreshes = 400, 400
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False), layers.Dense(many, use_bias=False)])
+    model = marked(model)
+    model.compile("sgd", SPARSE)
+    v = np.random.default_rng(5).normal(size=(1, many))
+    model.set_weights([np.ones((1, 1)), v])
+    x, y = np.ones((1, 1)), np.zeros(1, int)
+    targets = prunable_weights(model)
+    config = Sensitivity("unspecific", estimator="projected")
+    with SensitivityTape(model, targets, config.reduction) as tape:
+        outputs = forward_terms(model, tf.convert_to_tensor(x), tf.constant(y), None, config)
+    found = [float(tape.sensitivities(outputs, refresh)[0][0][0, 0]) for refresh in range(refreshes)]
+    # The standard deviation of |N(0, s)| is 0.75 of its mean: 0.04 of it for the mean of 400, three times that. The
+    # mean of |v| over 400 outputs is itself 0.04 off its expectation: 0.75 / sqrt(400).
+    assert np.mean(found) == pytest.approx(np.abs(v).mean(), rel=0.16)
+    assert len(set(found)) > refreshes / 2  # other signs every time
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 64, 1000, 21841])
+def test_outputs_take_turns_evenly(classes):
+    order = [int(np.argmax(output_direction("sampled", 0, 1, classes, r, None))) for r in range(min(classes, 50))]
+    assert len(set(order)) == len(order)  # none twice before all have had their turn
+    if classes >= 64:  # the first 20 turns leave no gap larger than thrice the even one
+        assert np.diff(np.sort([0, *order[:20], classes - 1])).max() <= 3 * classes / 20
+    assert float(np.max(output_direction("sampled", 0, 1, classes, 3, None))) == classes
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_loop_over_outputs_is_one_and_the_same_compiled(jit_compile):
+    model, x = mlp(order=2), X.astype("float32")
+    config = Sensitivity("unspecific", estimator="exact")
+    expected = sensitivities_and_curvatures(model, x, LABELS, config)
+
+    def compute():
+        s, d = sensitivities_and_curvatures(model, x, LABELS, config, inside=True)
+        return s + d[:2]
+
+    compiled = tf.function(compute, jit_compile=jit_compile)
+    assert_all_close(compiled(), [*expected[0], *expected[1][:2]], FLOAT32)
+    graph = compiled.get_concrete_function().graph.as_graph_def()
+    assert [node.op for node in graph.node].count("StatelessWhile") + [n.op for n in graph.node].count("While") == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- logits
@@ -745,11 +845,11 @@ def test_scales_do_not_change_when_the_logits_are_multiplied(scale):
 
 
 def test_the_running_mean_passes_over_what_is_not_finite():
-    mean = np.zeros(4)
-    for value in ([1.0, 2.0, math.nan, 4.0], [1.0, math.inf, 3.0, -math.inf], [1.0, 2.0, 3.0, 4.0]):
-        mean = np.asarray(running_mean(mean, np.array(value), 0.5))
-    # 0.5 (0.5 (0.5 x) + 0.5 x) + 0.5 x = 7/8 x; with one value missing 3/4 x. Halves are exact.
-    np.testing.assert_array_equal(mean, [0.875, 2 * 0.75, 3 * 0.75, 4 * 0.75])
+    mean = np.full(3, 9.0)
+    for refresh, value in enumerate(([1.0, 2.0, 4.0], [2.0, math.nan, math.inf], [4.0, 2.0, -math.inf])):
+        mean = np.asarray(running_mean(mean, np.array(value), 0.5, refresh))
+    # (1 + 2 * 2 + 4 * 4) / 7: weights 1, 2, 4 for the three values, whatever stood there before the first
+    np.testing.assert_allclose(mean, [3.0, 2.0, 4.0], rtol=1e-15)
 
 
 def test_bounded_insensitivity_is_clipped_and_leaves_what_is_not_a_number_alone():
@@ -781,8 +881,8 @@ def unit_net(kind, activation, behind=()):
 
 
 def sensitivities_and_curvatures(model, x, y, config, inside=False):
-    targets = prunable_weights(model)
-    with SensitivityTape(targets, config.reduction) as tape:
+    targets, config = prunable_weights(model), dataclasses.replace(config, estimator="exact")
+    with SensitivityTape(model, targets, config.reduction) as tape:
         terms = forward_terms(model, tf.convert_to_tensor(x), None if y is None else tf.constant(y), None, config)
         found = tape.sensitivities(terms) if inside else None
     return found or tape.sensitivities(terms)
@@ -947,10 +1047,10 @@ def test_layers_are_as_before_however_the_tape_is_left(reduction, error):
     before = attributes(model)
     layer = model.layers[0]
     leaving = contextlib.nullcontext() if error is None else pytest.raises(error)
-    with leaving, SensitivityTape(prunable_weights(model), reduction):
+    with leaving, SensitivityTape(model, prunable_weights(model), reduction):
         assert "call" in vars(layer)
         assert layer.activation is not keras.activations.tanh
-        with SensitivityTape(prunable_weights(model), reduction):  # one inside the other
+        with SensitivityTape(model, prunable_weights(model), reduction):  # one inside the other
             model(x)
         assert "call" in vars(layer)
         model(x)

@@ -54,7 +54,7 @@ def test_one_step_is_the_oracle_s(structure, jit):
     before = [v.numpy().astype(float) for v in model.trainable_variables]
     sensitivities = weight_sensitivities(model, x, y, sensitivity=Sensitivity("unspecific"))
     model.compile(keras.optimizers.SGD(0.0), LOSS, jit_compile=jit)  # the shrinkage alone
-    with make_pruning_step(model, Sensitivity("unspecific"), structure=structure) as step:
+    with make_pruning_step(model, Sensitivity("unspecific", every=1, estimator="exact"), structure=structure) as step:
         step((x, y))
     kernel, last = before[0], before[2]
     groups = {
@@ -132,7 +132,9 @@ def test_zeros_stay_in_a_second_fit():
 def test_scales_and_refreshes_go_together_with_groups(scale):
     model = mlp()
     model.compile("sgd", LOSS)
-    callback = PruneAtEpochEnd(0.5, Sensitivity("unspecific", scale=scale, every=2), structure="unit")
+    callback = PruneAtEpochEnd(
+        0.5, Sensitivity("unspecific", scale=scale, every=2, estimator="exact"), structure="unit"
+    )
     model.fit(*batch(model), epochs=2, batch_size=6, verbose=0, callbacks=[callback])
     assert np.isfinite(callback.records[-1].penalty)
     assert callback.records[-1].nonzero_groups >= 1
