@@ -67,7 +67,13 @@ def default_recipe(network: str, examples: int) -> Recipe:
     return RECIPES[network, "digits" if examples <= 10_000 else "mnist"]
 
 
-def run_recipe(recipe: Recipe, data: Dataset, say: Say, dense: DensePhase | None = None) -> tuple[Any, RunRecord]:
+def run_recipe(
+    recipe: Recipe,
+    data: Dataset,
+    say: Say,
+    dense: DensePhase | None = None,
+    sensitivity: Sensitivity | None = None,
+) -> tuple[Any, RunRecord]:
     """Trains dense, sparsifies, fine-tunes with the zeros kept.
 
     Args:
@@ -75,6 +81,7 @@ def run_recipe(recipe: Recipe, data: Dataset, say: Say, dense: DensePhase | None
         data: the data set; the test part is evaluated twice: dense and final.
         say: receives progress lines.
         dense: a dense phase that has been run already, shared by runs that are compared.
+        sensitivity: of the sparse phase; None means the default one, or S = 0 where the recipe's rule is `"l2"`.
 
     Returns:
         The Keras model and the record.
@@ -85,14 +92,15 @@ def run_recipe(recipe: Recipe, data: Dataset, say: Say, dense: DensePhase | None
     keras.utils.set_random_seed(recipe.seed)  # both rules see the same batches, whichever runs first
     model = start.model_copy(recipe)
     steps = -(-len(data.x_train) // recipe.batch_size)
-    kind = "auto" if recipe.rule == "sensitivity" else "none"
-    history = _fit(
-        model, recipe, data, recipe.sparse_epochs, recipe.learning_rate, f"sparsify ({recipe.rule})", say, kind
-    )
+    sensitivity = sensitivity or Sensitivity("auto" if recipe.rule == "sensitivity" else "none")
+    prune = PruneAtEpochEnd(recipe.threshold, sensitivity)
+    phase = f"sparsify ({recipe.rule})"
+    history = _fit(model, recipe, data, recipe.sparse_epochs, recipe.learning_rate, phase, say, prune)
     epochs = zip(history["val_error"], history["compression"], strict=True)
     add_regularizer(model, SensitivityRegularizer(0.0))  # no more shrinkage; the callback keeps the zeros
     schedule = _cosine(recipe.learning_rate, recipe.fine_epochs * steps)
-    fine = _fit(model, recipe, data, recipe.fine_epochs, schedule, "fine-tune", say, "none", threshold=0.0)
+    keep = PruneAtEpochEnd(0.0, Sensitivity("none"))
+    fine = _fit(model, recipe, data, recipe.fine_epochs, schedule, "fine-tune", say, keep)
     record = RunRecord(
         recipe=recipe,
         data=f"{data.name}: {len(data.x_train)} train, {len(data.x_validation)} validation, {len(data.x_test)} test",
@@ -156,17 +164,14 @@ def _fit(
     learning_rate: Any,
     phase: str,
     say: Say,
-    kind: str | None = None,
-    threshold: float | None = None,
+    prune: PruneAtEpochEnd | None = None,
 ) -> dict[str, Any]:
-    """One phase. With `kind` the pruning callback is used, with that kind of sensitivity."""
+    """One phase, with the pruning callback if there is one."""
     import keras
 
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
     model.compile(keras.optimizers.SGD(learning_rate), loss, metrics=["accuracy"])
-    callbacks: list[Any] = []
-    if kind is not None:
-        callbacks = [PruneAtEpochEnd(recipe.threshold if threshold is None else threshold, Sensitivity(kind))]
+    callbacks: list[Any] = [] if prune is None else [prune]
     begun = time.perf_counter()
 
     def progress(epoch: int, logs: dict[str, float]) -> None:

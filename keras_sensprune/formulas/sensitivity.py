@@ -85,7 +85,7 @@ class Sensitivity:
     kind: str = "auto"
     scale: str = "raw"
     reduction: str = "abs_of_mean"
-    every: int = 16
+    every: int = 32
     momentum: float = 0.9
     output_fn: Callable[..., Any] | None = None
     estimator: str = "sampled"
@@ -154,22 +154,6 @@ def position_weights(count: Any, weights: Any | None, dtype: str) -> Any:
     weights = ops.cast(weights, dtype)
     total = ops.sum(weights)
     return weights / ops.where(total > 0, total, ops.ones_like(total))
-
-
-def weighted_outputs(logits: Any, alpha: Any | None, omega: Any) -> Any:
-    """omega_p alpha_pk y_pk: summed over the positions p, its columns are the terms t_k.
-
-    Args:
-        logits: y, shape (positions, C) with static C.
-        alpha: output weights, shape (positions, C); None for the unspecific 1/C.
-        omega: position weights, shape (positions,) or a scalar.
-
-    Returns:
-        Shape (positions, C).
-    """
-    from keras import ops
-
-    return logits * ops.reshape(omega, (-1, 1)) * (1 / logits.shape[-1] if alpha is None else alpha)
 
 
 def passes_of(estimator: str, samples: int, classes: int) -> int:

@@ -89,17 +89,17 @@ class SensitivityTape:
 
     def _of_output(self, output: Terms, refresh: Any) -> tuple[list[Any], list[Any]]:
         """The same for one output: the sums over its terms."""
-        signs = None
+        signs, shares = None, output.shares()
         if output.estimator == "projected":
             shape = (output.passes, output.value.shape[-1])
             signs = tf.sign(tf.random.stateless_uniform(shape, [tf.cast(refresh, "int32"), 7]) - 0.5)
 
         def term(number: Any) -> list[Any]:
-            direction = None
-            if output.estimator is not None:
-                classes = output.value.shape[-1]
-                direction = output_direction(output.estimator, number, output.passes, classes, refresh, signs)
-            return self._of_term(output.value, direction)
+            if output.estimator is None:
+                return self._of_term(output.value, shares)
+            classes = output.value.shape[-1]
+            direction = output_direction(output.estimator, number, output.passes, classes, refresh, signs)
+            return self._of_term(output.value, shares * tf.cast(direction, shares.dtype))
 
         if output.passes == 1 or _replicas() > 1:  # replicas cannot talk to each other inside a loop
             parts = term(0)
@@ -133,11 +133,11 @@ class SensitivityTape:
         calls = [self._calls.get(id(layer)) for layer in self._layers]
         return zip(self.targets, calls, self._smooth, strict=True)
 
-    def _of_term(self, value: Any, direction: Any | None) -> list[Any]:
-        """What one term adds: per weight |dt/dw| (|dt/dz| where that is enough), and the curvature where asked for."""
-        seed = tf.ones_like(value)
-        if direction is not None:
-            seed *= tf.cast(direction, value.dtype)
+    def _of_term(self, value: Any, seed: Any) -> list[Any]:
+        """What the term t = sum(seed * value) adds.
+
+        Per weight |dt/dw| (|dt/dz| where that is enough), and the curvature where asked for.
+        """
         sources = (
             [t.variable.value for t in self.targets],
             {key: calls.pre_activations for key, calls in self._calls.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -15,7 +16,6 @@ from keras_sensprune.formulas.sensitivity import (
     passes_of,
     position_weights,
     target_weights,
-    weighted_outputs,
 )
 
 # Name of the function behind a Keras loss (object, function or string) -> the kind of its targets.
@@ -42,7 +42,9 @@ class Terms(NamedTuple):
     """What one output contributes: weight * sum_j |dt_j/dw|.
 
     Attributes:
-        value: shape (positions, C), the weighted outputs whose columns sum to the terms; or a scalar, the only term.
+        value: the logits, shape (positions, C), recorded by a tape; or a scalar, the only term.
+        shares: a function that gives omega_p alpha_pk, same shape: with them the columns of `value` sum to the terms.
+            They are computed only in steps that refresh.
         estimator: how terms are made of the columns (`formulas.sensitivity.output_direction`); None: one term, the sum
             of everything.
         passes: how many terms there are, each of which costs a backward pass.
@@ -51,6 +53,7 @@ class Terms(NamedTuple):
     """
 
     value: Any
+    shares: Callable[[], Any]
     estimator: str | None
     passes: int
     weight: float = 1.0
@@ -201,20 +204,27 @@ def _terms(
             f"Sensitivity(reduction='mean_of_abs') needs outputs of shape (batch, outputs), but an output of model "
             f"{model.name!r} has shape {tuple(logits.shape)}. Use reduction='abs_of_mean'."
         )
-    alpha = bad = included = None
+    bad = included = None
     if task != "regression":
         _check_targets(model, loss, task, target, logits)
     if target is not None and task == "integer":
         target, included, bad = _class_numbers(loss, target, flat, classes)
-    if task != "regression" and config.kind in ("auto", "specific"):
-        alpha = ops.cast(target_weights(task, _flat_targets(task, target, flat), classes), flat.dtype)
-    omega = position_weights(ops.shape(flat)[0], _joined(lead, weights, mask, included, flat.dtype), flat.dtype)
-    value = weighted_outputs(flat, alpha, omega)
-    if alpha is None:
-        return Terms(value, config.estimator, passes_of(config.estimator, config.samples, classes), factor, bad)
+    specific = task != "regression" and config.kind in ("auto", "specific")
+
+    def shares() -> Any:
+        alpha = ops.ones((1, classes), flat.dtype) / classes
+        if specific:
+            alpha = ops.cast(target_weights(task, _flat_targets(task, target, flat), classes), flat.dtype)
+        joined = _joined(lead, weights, mask, included, flat.dtype)
+        omega = position_weights(ops.shape(flat)[0], joined, flat.dtype)
+        return ops.broadcast_to(ops.reshape(omega, (-1, 1)) * alpha, ops.shape(flat))
+
+    if not specific:
+        passes = passes_of(config.estimator, config.samples, classes)
+        return Terms(flat, shares, config.estimator, passes, factor, bad)
     if config.reduction == "mean_of_abs" and task not in ("integer", "binary"):  # several outputs per example
-        return Terms(value, "exact", classes, factor, bad)
-    return Terms(value, None, 1, factor, bad)
+        return Terms(flat, shares, "exact", classes, factor, bad)
+    return Terms(flat, shares, None, 1, factor, bad)
 
 
 def _float(dtype: Any) -> str:

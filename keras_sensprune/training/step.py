@@ -41,7 +41,7 @@ class _Step(threading.local):
     calls = 0  # how often the loss was computed in this step
     in_place = False  # whether the shrinkage is subtracted where the loss is computed
     due: Any = None  # whether this step refreshes, see `Pace.due`
-    shrinkages: list[Any] | None = None  # what is to be subtracted after the update
+    shrinkages: list[tuple[PrunedWeight, Any]] | None = None  # what is to be subtracted after the update
 
 
 class PruningSession:
@@ -92,6 +92,7 @@ class PruningSession:
         for family in self.families:
             for weight in family if len(family) > 1 else ():
                 weight.family = tuple(family)
+        self._apart = self._prefers_own_forward()
         self._step = _Step()
         self._saved: dict[str, Any] = {}
 
@@ -106,6 +107,19 @@ class PruningSession:
             return 0
         stock = getattr(keras.Model, "train_step", None)
         return 1 if getattr(self._user_step, "__func__", None) is stock else None
+
+    def _prefers_own_forward(self) -> bool:
+        """Whether the forward pass is not shared although it could be, because that would cost every step.
+
+        A second gradient through a loop, as in recurrent layers, makes TensorFlow keep all that the loop computes a
+        second time, also in the steps that do not refresh.
+        """
+        layers = list(self.model._flatten_layers())
+        recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
+        stateful = any(layer.stateful for layer in recurrent)
+        config = self.sensitivity
+        seldom = config.every > 1 and config.kind not in ("loss", "none")
+        return bool(recurrent) and seldom and not stateful and self._losses == 1 and self._replicas() == 1
 
     # Attaching and detaching
 
@@ -187,12 +201,15 @@ class PruningSession:
                 if not state.in_place:
                     self._take_shrinkages()
                 logs = self._user_step(data)
-            elif losses:
-                with SensitivityTape(self.model, self.targets, self.sensitivity.reduction) as tape:
+            elif losses and not self._apart:
+                with self._new_tape() as tape:
                     state.tape = tape
                     logs = self._user_step(data)
             else:
-                self._own_forward(data)
+                x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+                self.health.check_labels(self._refresh(lambda: self._own_forward(x, y, sample_weight)))
+                if not state.in_place:
+                    self._take_shrinkages()
                 logs = self._user_step(data)
             after = self._updates()
             real = None if updates is None or after is None else ops.not_equal(updates, after)
@@ -225,11 +242,13 @@ class PruningSession:
     def _replicas(self) -> int:
         return int(self.model.distribute_strategy.num_replicas_in_sync)
 
-    def _own_forward(self, data: Any) -> None:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with SensitivityTape(self.model, self.targets, self.sensitivity.reduction) as tape:
-            outputs = forward_terms(self.model, x, y, sample_weight, self.sensitivity)
-        self._use(tape, outputs)
+    def _new_tape(self) -> SensitivityTape:
+        return SensitivityTape(self.model, self.targets, self.sensitivity.reduction)
+
+    def _own_forward(self, x: Any, y: Any, sample_weight: Any) -> tuple[SensitivityTape, list[Terms]]:
+        """A forward pass of our own, in inference mode."""
+        with self._new_tape() as tape:
+            return tape, forward_terms(self.model, x, y, sample_weight, self.sensitivity)
 
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for `model.compute_loss`; outside of a training step it only passes the call on."""
@@ -243,14 +262,15 @@ class PruningSession:
             with self._silent():
                 loss = self._user_compute_loss(*args, **kwargs)
             replicas = self._replicas()  # Keras has divided the loss by it
-            self._use(tape, [loss_terms(loss * replicas)])
+            terms = [loss_terms(loss * replicas)]
+            self._refresh_and_shrink(tape, terms)
             coupled = [w.coupled_penalty() for w in self.weights if not w.regularizer.decoupled]
             loss = loss + sum(coupled) / replicas if coupled else loss
         else:
             given = dict(zip(_LOSS_ARGUMENTS, args, strict=False)) | kwargs
             if tape is not None:
                 y, y_pred, sample_weight = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
-                self._use(tape, model_terms(self.model, y, y_pred, sample_weight, self.sensitivity))
+                self._refresh_and_shrink(tape, model_terms(self.model, y, y_pred, sample_weight, self.sensitivity))
             elif self._step.in_place:
                 self._when_due(self._shrink_in_place)
             loss = self._user_compute_loss(*args, **kwargs)
@@ -267,34 +287,37 @@ class PruningSession:
             for weight in self.weights:
                 weight.silent = False
 
-    def _use(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
-        """Where a refresh is due, stores the sensitivities of this batch; and shrinks, or notes what to subtract."""
+    def _refresh(self, sensed: Callable[[], tuple[SensitivityTape, list[Terms]]], shrink: bool = False) -> Any:
+        """Where it is due, stores the sensitivities of this batch, and shrinks in place if asked to.
+
+        Returns:
+            Whether a class number was out of range in a step that refreshes, a boolean tensor.
+        """
+        several = self._replicas() > 1  # they cannot talk to each other inside a condition
+
+        def work() -> Any:
+            tape, outputs = sensed()
+            self._store(*self._refreshed(tape, outputs), self._step.due if several else None)
+            if shrink:
+                self._shrink_in_place()
+            flags = [output.bad_labels for output in outputs if output.bad_labels is not None]
+            return tf.reduce_any(tf.stack(flags)) if flags else tf.constant(False)
+
+        return work() if several else self._when_due(work)
+
+    def _refresh_and_shrink(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
+        """Both from a forward pass that is shared with the user's step; labels are checked in every step."""
         for output in outputs:
             self.health.check_labels(output.bad_labels)
-        if self._replicas() > 1:  # replicas cannot talk to each other inside a condition
-            self._store(*self._refreshed(tape, outputs), self._step.due)
-        else:
-
-            def refresh() -> None:
-                self._store(*self._refreshed(tape, outputs))
-                if self._step.in_place:
-                    self._shrink_in_place()
-
-            self._when_due(refresh)
+        self._refresh(lambda: (tape, outputs), shrink=self._step.in_place)
         if not self._step.in_place:
             self._take_shrinkages()
 
-    def _when_due(self, work: Callable[[], None]) -> None:
+    def _when_due(self, work: Callable[[], Any]) -> Any:
         """Does the work in the steps that refresh: a condition of the graph, unless every step does."""
         if self._step.due is None:
-            work()
-            return
-
-        def branch() -> Any:
-            work()
-            return tf.constant(0)
-
-        tf.cond(self._step.due, branch, lambda: tf.constant(0))
+            return work()
+        return tf.cond(self._step.due, work, lambda: tf.constant(False))
 
     def _refreshed(self, tape: SensitivityTape, outputs: list[Terms]) -> tuple[list[Any], list[Any]]:
         """(variables, their values after this batch)."""
@@ -314,18 +337,32 @@ class PruningSession:
             variable.assign(value if due is None else ops.where(due, value, ops.convert_to_tensor(variable)))
         self.pace.count_refresh(due)
 
-    def _shrink_in_place(self) -> None:
+    def _shrink_in_place(self) -> Any:
         """w <- w - d. The forward pass has read w; the optimizer's update comes after it."""
         steps = self.pace.steps()
         shrinking = [w for w in self.weights if w.shrinks]
         for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
             weight.variable.value.assign_sub(value)
+        return tf.constant(False)
 
     def _take_shrinkages(self) -> None:
         """d with the weights as they are before the update; 0 in steps that do not refresh."""
         steps, due = self.pace.steps(), self._step.due
-        taken = [w.shrinkage(steps) if w.shrinks else None for w in self.weights]
-        self._step.shrinkages = [d if d is None or due is None else ops.where(due, d, ops.zeros_like(d)) for d in taken]
+        shrinking = [w for w in self.weights if w.shrinks]
+
+        def taken() -> list[Any]:
+            return [w.shrinkage(steps) for w in shrinking]
+
+        def nothing() -> list[Any]:
+            return [ops.zeros(w.variable.shape, w.variable.dtype) for w in shrinking]
+
+        if due is None or not shrinking:
+            values = taken()
+        elif self._replicas() == 1:
+            values = tf.cond(due, taken, nothing)
+        else:
+            values = [ops.where(due, d, zero) for d, zero in zip(taken(), nothing(), strict=True)]
+        self._step.shrinkages = list(zip(shrinking, values, strict=True))
 
     def _updates(self) -> Any | None:
         """Count of real updates, where a step need not be one (gradient accumulation, loss scaling)."""
@@ -335,15 +372,14 @@ class PruningSession:
             return ops.convert_to_tensor(inner.iterations)
         return None
 
-    def _subtract(self, shrinkages: list[Any], real: Any | None) -> None:
+    def _subtract(self, shrinkages: list[tuple[PrunedWeight, Any]], real: Any | None) -> None:
         """w <- w - d after the update, where there was one."""
-        chosen = [(w, d) for w, d in zip(self.weights, shrinkages, strict=False) if d is not None]
-        if not chosen:
+        if not shrinkages:
             return
-        values = [d if real is None else ops.where(real, d, ops.zeros_like(d)) for _, d in chosen]
+        values = [d if real is None else ops.where(real, d, ops.zeros_like(d)) for _, d in shrinkages]
 
         def subtract(_: Any, *values: Any) -> None:
-            for (weight, _d), value in zip(chosen, values, strict=True):
+            for (weight, _d), value in zip(shrinkages, values, strict=True):
                 weight.variable.value.assign_sub(value)
                 weight.keep_constraint()
 

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer, make_pruning_step
+from keras_sensprune.training.step import PruningSession
 
 STRENGTH = 0.05
 EXACT = {"every": 1, "estimator": "exact"}  # the paper's rule in every step
@@ -249,6 +250,39 @@ def test_a_train_step_whose_loss_is_not_seen_shrinks_every_n_steps_too():
     model.fit(data, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
     expected = every_n_steps(w, inputs, NumpySGD(0.1), 3, unspecific)
     np.testing.assert_allclose(model.get_weights()[0], expected, atol=4 * TOLERANCE)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(("kind", "every"), [("none", 3), ("specific", 1), ("specific", 3), ("loss", 1)])
+def test_shrinking_in_place_is_shrinking_after_the_update(kind, every, jit_compile, monkeypatch):
+    """Also where the backward pass is a loop that uses the weights: recurrent layers."""
+    x, y = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32"), np.arange(8) % 3
+    results = []
+    for after in (False, True):
+        if after:  # as if the optimizer could skip an update
+            monkeypatch.setattr(
+                PruningSession, "_updates", lambda self: tf.convert_to_tensor(self.model.optimizer.iterations)
+            )
+        keras.utils.set_random_seed(1)
+        r = SensitivityRegularizer(0.3)
+        settings = {"kernel_regularizer": r, "recurrent_regularizer": r}
+        recurrent = [keras.layers.LSTM(4, return_sequences=True, **settings), keras.layers.GRU(4, **settings)]
+        model = keras.Sequential([keras.Input((5, 3)), *recurrent, keras.layers.Dense(3, kernel_regularizer=r)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.5), loss, jit_compile=jit_compile)
+        model.fit(
+            x,
+            y,
+            batch_size=2,
+            shuffle=False,
+            verbose=0,
+            callbacks=[PruneAtEpochEnd(0.0, Sensitivity(kind, every=every))],
+        )
+        results.append(model.get_weights())
+    for in_place, later in zip(*results, strict=True):
+        np.testing.assert_allclose(in_place, later, atol=1e-6)  # roundings of 4 steps of numbers of size 1
+    if every == 1 and kind == "specific":
+        assert max(np.abs(w).max() for w in results[0]) > 0.01
 
 
 def test_refreshes_are_counted_in_real_updates():
