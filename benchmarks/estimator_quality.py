@@ -115,7 +115,7 @@ def main() -> None:
     model.compile(loss=_loss())
     assert isinstance(model.trainable_variables[0].regularizer, SensitivityRegularizer)
     rng = np.random.default_rng(0)
-    exact = Sensitivity("unspecific", estimator="exact", momentum=1 - 1e-9)  # a momentum of almost 1: the plain mean
+    exact = Sensitivity("unspecific", estimator="exact", momentum=1 - 1e-9)  # almost 1: the plain mean
     reference = run(model, exact, data, REFERENCE, rng)
     names = [v.path for v in model.trainable_variables if v.regularizer is not None]
     rows = {}

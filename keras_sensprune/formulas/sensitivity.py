@@ -237,7 +237,10 @@ def running_mean(mean: Any, value: Any, momentum: float, refresh: Any) -> Any:
     """
     from keras import ops
 
-    share = (1 - momentum) / (1 - ops.power(ops.cast(momentum, value.dtype), ops.cast(refresh + 1, value.dtype)))
+    if momentum == 0:
+        return ops.where(ops.isfinite(value), value, mean)
+    weights = -ops.expm1(ops.cast(refresh + 1, value.dtype) * math.log(momentum))  # 1 - m^(t + 1), also for m near 1
+    share = (1 - momentum) / weights
     return ops.where(ops.isfinite(value), mean + share * (value - mean), mean)
 
 

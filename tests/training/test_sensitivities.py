@@ -849,7 +849,15 @@ def test_the_running_mean_passes_over_what_is_not_finite():
     for refresh, value in enumerate(([1.0, 2.0, 4.0], [2.0, math.nan, math.inf], [4.0, 2.0, -math.inf])):
         mean = np.asarray(running_mean(mean, np.array(value), 0.5, refresh))
     # (1 + 2 * 2 + 4 * 4) / 7: weights 1, 2, 4 for the three values, whatever stood there before the first
-    np.testing.assert_allclose(mean, [3.0, 2.0, 4.0], rtol=1e-15)
+    np.testing.assert_allclose(mean, [3.0, 2.0, 4.0], rtol=1e-14)  # some float64 roundings
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0.0, 4.0), (1 - 1e-9, 7 / 3)])
+def test_a_running_mean_of_momentum_0_is_the_last_value_and_of_almost_1_the_plain_mean(momentum, expected):
+    mean = np.zeros(1, "float32")
+    for refresh, value in enumerate((1.0, 2.0, 4.0)):
+        mean = np.asarray(running_mean(mean, np.array([value], "float32"), momentum, refresh))
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)
 
 
 def test_bounded_insensitivity_is_clipped_and_leaves_what_is_not_a_number_alone():
