@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import keyword
+import logging
 import os
 import re
 import sys
@@ -267,7 +268,11 @@ def _random_arrays(inputs: ModelInputs) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Send what this process prints, C++ log lines included, to nowhere; restored also after an exception."""
+    """Send what this process prints, C++ log lines included, to nowhere; restored also after an exception.
+
+    So are the handlers of the root logger: one that is made inside would write to the closed sink for ever.
+    """
+    handlers = logging.root.handlers[:]
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     saved = [(number, os.dup(number)) for number in (1, 2)]
@@ -277,6 +282,7 @@ def _quiet() -> Iterator[None]:
                 os.dup2(sink.fileno(), number)
             yield
         finally:
+            logging.root.handlers[:] = handlers
             for number, copy in saved:
                 os.dup2(copy, number)
                 os.close(copy)

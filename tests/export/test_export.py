@@ -2,6 +2,7 @@
 
 import doctest
 import functools
+import logging
 import os
 import stat
 
@@ -237,6 +238,12 @@ def test_argument_messages(small, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may write anywhere
     assert message(small, good) == str(errors.argument_error("path", "in a folder that may be written to", good))
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_caller_s_logging_is_as_before(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a program that has not set up logging yet
+    tflite.export_tflite(small, tmp_path / "m.tflite", runtimes=("litert",))
+    assert logging.root.handlers == []
 
 
 def test_existing_file_is_kept_unless_overwrite(small, tmp_path):
