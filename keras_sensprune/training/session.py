@@ -99,7 +99,7 @@ class PruningStep:
 
     def __call__(self, data: Any) -> Any:
         """One step on a batch; safe inside `tf.function` and `strategy.run`."""
-        return self._session.step(data)
+        return self._session.rule.step(data)
 
     def prune(self, threshold: float) -> PruneRecord:
         """Sets every prunable |w| (or group) below the threshold to zero; raises TrainingError after a bad step."""

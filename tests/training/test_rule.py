@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer, make_pruning_step
-from keras_sensprune.training.step import PruningSession
+from keras_sensprune.training.rule import RuleStep
 
 STRENGTH = 0.05
 EXACT = {"every": 1, "estimator": "exact"}  # the paper's rule in every step
@@ -261,7 +261,7 @@ def test_shrinking_in_place_is_shrinking_after_the_update(kind, every, jit_compi
     for after in (False, True):
         if after:  # as if the optimizer could skip an update
             monkeypatch.setattr(
-                PruningSession, "_updates", lambda self: tf.convert_to_tensor(self.model.optimizer.iterations)
+                RuleStep, "_updates", lambda self: tf.convert_to_tensor(self.model.optimizer.iterations)
             )
         keras.utils.set_random_seed(1)
         r = SensitivityRegularizer(0.3)

@@ -1,0 +1,297 @@
+"""One training step with the pruning rule: the user's step, the refresh of the sensitivities, the shrinkage."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_sensprune.errors import ModelError
+from keras_sensprune.formulas.sensitivity import Sensitivity
+from keras_sensprune.training.batch import forward_terms, loss_terms
+from keras_sensprune.training.gradients import SensitivityTape
+from keras_sensprune.training.health import StepHealth
+from keras_sensprune.training.outputs import Terms, model_terms
+from keras_sensprune.training.pace import Pace
+from keras_sensprune.training.state import PrunedWeight
+from keras_sensprune.training.targets import Target
+
+_LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
+
+
+class _Step(threading.local):
+    """What one training step of one thread (= replica) has found so far."""
+
+    tape: SensitivityTape | None = None  # set while the user's train step runs under the tape
+    active = False  # whether a training step is running at all
+    probing = False  # whether a custom step is only traced, to see if it computes its loss through compute_loss
+    calls = 0  # how often the loss was computed in this step
+    in_place = False  # whether the shrinkage is subtracted where the loss is computed
+    due: Any = None  # whether this step refreshes, see `Pace.due`
+    shrinkages: list[tuple[PrunedWeight, Any]] | None = None  # what is to be subtracted after the update
+
+
+class RuleStep:
+    """A training step: the user's own, with three things around it.
+
+    An outer persistent tape, from which the sensitivities are taken where the loss is computed (so the forward pass is
+    shared); the shrinkage, taken from the weights before the update; and flags for values that are not finite. The
+    shrinkage is subtracted in place where the loss is computed, when the forward pass has read the weights and before
+    they are updated. Where that is not possible (an update that may be skipped, several replicas, a train step whose
+    loss is not seen), it is kept and subtracted after the update: the same rule at the price of one more copy of the
+    weights during the step.
+
+    Args:
+        model: a built and compiled Keras model.
+        targets: its prunable weights, and `weights` their states in the same order.
+        sensitivity: the configuration.
+        train_step: the user's step; it and `model.compute_loss` are read now, before hooks are installed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        targets: Sequence[Target],
+        weights: Sequence[PrunedWeight],
+        sensitivity: Sensitivity,
+        train_step: Callable[[Any], Any],
+    ):
+        self.model, self.targets, self.weights = model, targets, weights
+        self.sensitivity = sensitivity
+        self._user_step = train_step
+        self._user_compute_loss = model.compute_loss
+        self._losses: int | None = self._known_losses()
+        self._apart = self._prefers_own_forward()
+        self._step = _Step()
+        self.health = StepHealth()
+        self.pace = Pace(sensitivity.every)
+
+    def _known_losses(self) -> int | None:
+        """How often the user's step calls `compute_loss`: None means that it must be tried."""
+        if self.sensitivity.output_fn is not None:
+            return 0
+        stock = getattr(keras.Model, "train_step", None)
+        return 1 if getattr(self._user_step, "__func__", None) is stock else None
+
+    def _prefers_own_forward(self) -> bool:
+        """Whether the forward pass is not shared although it could be, because that would cost every step.
+
+        A second gradient through a loop, as in recurrent layers, makes TensorFlow keep all that the loop computes a
+        second time, also in the steps that do not refresh.
+        """
+        layers = list(self.model._flatten_layers())
+        recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
+        stateful = any(layer.stateful for layer in recurrent)
+        config = self.sensitivity
+        seldom = config.every > 1 and config.kind not in ("loss", "none")
+        return bool(recurrent) and seldom and not stateful and self._losses == 1 and self._replicas() == 1
+
+    def step(self, data: Any) -> Any:
+        """The hooked train step: the user's step, with the refresh and the shrinkage where they are due.
+
+        Args:
+            data: one batch, as `train_step` takes it.
+
+        Returns:
+            What the user's step returns.
+        """
+        losses = self._losses_of_step(data)
+        self.health.begin(data)
+        state, updates = self._step, self._updates()
+        state.active, state.calls, state.shrinkages = True, 0, None
+        state.in_place = losses == 1 and updates is None and self._replicas() == 1
+        state.due = self.pace.due()
+        try:
+            if self.sensitivity.kind == "none":
+                if not state.in_place:
+                    self._take_shrinkages()
+                logs = self._user_step(data)
+            elif losses and not self._apart:
+                with self._new_tape() as tape:
+                    state.tape = tape
+                    logs = self._user_step(data)
+            else:
+                x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+                self.health.check_labels(self._refresh(lambda: self._own_forward(x, y, sample_weight)))
+                if not state.in_place:
+                    self._take_shrinkages()
+                logs = self._user_step(data)
+            after = self._updates()
+            real = None if updates is None or after is None else ops.not_equal(updates, after)
+            self._subtract(state.shrinkages or [], real)
+            self.pace.end(state.due, real)
+        finally:
+            state.active, state.tape, state.due, state.shrinkages = False, None, None, None
+        self.health.end()
+        return logs
+
+    def _losses_of_step(self, data: Any) -> int:
+        """How often `compute_loss` is called by the user's step; a custom step is traced once, unexecuted, to know."""
+        if self._losses is None:
+            self._step.active = self._step.probing = True
+            self._step.calls = 0
+            try:
+                tf.function(self._user_step).get_concrete_function(data)
+            except Exception:  # what comes after the loss (an update under several replicas) need not be traceable
+                pass
+            finally:
+                self._losses = self._step.calls
+                self._step.active = self._step.probing = False
+        if not self._losses and self.sensitivity.kind == "loss":
+            raise ModelError(
+                "Sensitivity(kind='loss') needs a train_step that calls `self.compute_loss(...)`. "
+                "Call it there, or use another kind."
+            )
+        return self._losses
+
+    def _replicas(self) -> int:
+        return int(self.model.distribute_strategy.num_replicas_in_sync)
+
+    def _new_tape(self) -> SensitivityTape:
+        return SensitivityTape(self.model, self.targets, self.sensitivity.reduction)
+
+    def _own_forward(self, x: Any, y: Any, sample_weight: Any) -> tuple[SensitivityTape, list[Terms]]:
+        """A forward pass of our own, in inference mode."""
+        with self._new_tape() as tape:
+            return tape, forward_terms(self.model, x, y, sample_weight, self.sensitivity)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for `model.compute_loss`; outside of a training step it only passes the call on."""
+        if not self._step.active:
+            return self._user_compute_loss(*args, **kwargs)
+        self._step.calls += 1
+        if self._step.probing:
+            return self._user_compute_loss(*args, **kwargs)
+        tape, kind = self._step.tape, self.sensitivity.kind
+        if kind == "loss" and tape is not None:
+            with self._silent():
+                loss = self._user_compute_loss(*args, **kwargs)
+            replicas = self._replicas()  # Keras has divided the loss by it
+            terms = [loss_terms(loss * replicas)]
+            self._refresh_and_shrink(tape, terms)
+            coupled = [w.coupled_penalty() for w in self.weights if not w.regularizer.decoupled]
+            loss = loss + sum(coupled) / replicas if coupled else loss
+        else:
+            given = dict(zip(_LOSS_ARGUMENTS, args, strict=False)) | kwargs
+            if tape is not None:
+                y, y_pred, sample_weight = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
+                self._refresh_and_shrink(tape, model_terms(self.model, y, y_pred, sample_weight, self.sensitivity))
+            elif self._step.in_place:
+                self._when_due(self._shrink_in_place)
+            loss = self._user_compute_loss(*args, **kwargs)
+        self.health.check_loss(loss)
+        return loss
+
+    @contextlib.contextmanager
+    def _silent(self) -> Iterator[None]:
+        for weight in self.weights:
+            weight.silent = True
+        try:
+            yield
+        finally:
+            for weight in self.weights:
+                weight.silent = False
+
+    def _refresh(self, sensed: Callable[[], tuple[SensitivityTape, list[Terms]]], shrink: bool = False) -> Any:
+        """Where it is due, stores the sensitivities of this batch, and shrinks in place if asked to.
+
+        Returns:
+            Whether a class number was out of range in a step that refreshes, a boolean tensor.
+        """
+        several = self._replicas() > 1  # they cannot talk to each other inside a condition
+
+        def work() -> Any:
+            tape, outputs = sensed()
+            self._store(*self._refreshed(tape, outputs), self._step.due if several else None)
+            if shrink:
+                self._shrink_in_place()
+            flags = [output.bad_labels for output in outputs if output.bad_labels is not None]
+            return tf.reduce_any(tf.stack(flags)) if flags else tf.constant(False)
+
+        return work() if several else self._when_due(work)
+
+    def _refresh_and_shrink(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
+        """Both from a forward pass that is shared with the user's step; labels are checked in every step."""
+        for output in outputs:
+            self.health.check_labels(output.bad_labels)
+        self._refresh(lambda: (tape, outputs), shrink=self._step.in_place)
+        if not self._step.in_place:
+            self._take_shrinkages()
+
+    def _when_due(self, work: Callable[[], Any]) -> Any:
+        """Does the work in the steps that refresh: a condition of the graph, unless every step does."""
+        if self._step.due is None:
+            return work()
+        return tf.cond(self._step.due, work, lambda: tf.constant(False))
+
+    def _refreshed(self, tape: SensitivityTape, outputs: list[Terms]) -> tuple[list[Any], list[Any]]:
+        """(variables, their values after this batch)."""
+        refresh = ops.convert_to_tensor(self.pace.refreshes)
+        sensitivities, curvatures = tape.sensitivities(outputs, refresh)
+        averaged = self.sensitivity.scale != "raw" or any(output.varies for output in outputs)
+        pairs = [
+            (w.sensitivity, w.refreshed(s, averaged, refresh)) for w, s in zip(self.weights, sensitivities, strict=True)
+        ]
+        for weight, curvature in zip(self.weights, curvatures, strict=True):
+            if weight.curvature is not None:
+                pairs.append((weight.curvature, ops.cast(curvature, "float32")))
+        return [variable for variable, _ in pairs], [value for _, value in pairs]
+
+    def _store(self, variables: list[Any], values: list[Any], due: Any | None = None) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value if due is None else ops.where(due, value, ops.convert_to_tensor(variable)))
+        self.pace.count_refresh(due)
+
+    def _shrink_in_place(self) -> Any:
+        """w <- w - d. The forward pass has read w; the optimizer's update comes after it."""
+        steps = self.pace.steps()
+        shrinking = [w for w in self.weights if w.shrinks]
+        for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
+            weight.variable.value.assign_sub(value)
+        return tf.constant(False)
+
+    def _take_shrinkages(self) -> None:
+        """d with the weights as they are before the update; 0 in steps that do not refresh."""
+        steps, due = self.pace.steps(), self._step.due
+        shrinking = [w for w in self.weights if w.shrinks]
+
+        def taken() -> list[Any]:
+            return [w.shrinkage(steps) for w in shrinking]
+
+        def nothing() -> list[Any]:
+            return [ops.zeros(w.variable.shape, w.variable.dtype) for w in shrinking]
+
+        if due is None or not shrinking:
+            values = taken()
+        elif self._replicas() == 1:
+            values = tf.cond(due, taken, nothing)
+        else:
+            values = [ops.where(due, d, zero) for d, zero in zip(taken(), nothing(), strict=True)]
+        self._step.shrinkages = list(zip(shrinking, values, strict=True))
+
+    def _updates(self) -> Any | None:
+        """Count of real updates, where a step need not be one (gradient accumulation, loss scaling)."""
+        optimizer: Any = getattr(self.model, "optimizer", None)
+        inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
+        if inner is not optimizer or getattr(inner, "gradient_accumulation_steps", None):
+            return ops.convert_to_tensor(inner.iterations)
+        return None
+
+    def _subtract(self, shrinkages: list[tuple[PrunedWeight, Any]], real: Any | None) -> None:
+        """w <- w - d after the update, where there was one."""
+        if not shrinkages:
+            return
+        values = [d if real is None else ops.where(real, d, ops.zeros_like(d)) for _, d in shrinkages]
+
+        def subtract(_: Any, *values: Any) -> None:
+            for (weight, _d), value in zip(shrinkages, values, strict=True):
+                weight.variable.value.assign_sub(value)
+                weight.keep_constraint()
+
+        strategy = self.model.distribute_strategy
+        tf.__internal__.distribute.interim.maybe_merge_call(subtract, strategy, *values)
