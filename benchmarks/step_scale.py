@@ -198,18 +198,20 @@ def run_cell(axis: str, value: int | str, seconds: float, quick: bool) -> dict:
     found = ratios(rounds, "L2")
     for name, values in rounds.items():
         found[name] |= {"milliseconds": round(1e3 * float(np.median(values)), 3), **memory.get(name, {})}
-    vgg = value == "vgg-16"
+    parts = {name: found.pop(name) for name in (REFRESHING, PLAIN) if name in found}
+    vgg, weights = value == "vgg-16", count(axis, value, quick)
     record = {
         **host(started, time.perf_counter() - begun, seed=0, data="random"),
         "axis": axis,
-        "value": value,
+        "value": weights if axis == "weights" else value,
         "network": "vgg-16" if vgg else "784-H-H-10" if axis == "weights" else "lenet-300-100",
         "outputs": 1000 if vgg else value if axis == "outputs" else 10,
         "batch": 8 if vgg else {"weights": 32, "outputs": BATCH, "batch": value}[axis],
-        "weights": count(axis, value, quick),
+        "weights": weights,
         "steps": 1 if vgg else STEPS,
         "rounds": len(rounds["L2"]),
         "modes": found,
+        **({"parts": parts} if parts else {}),
     }
     del rounds
     keras.backend.clear_session()
