@@ -124,3 +124,12 @@ def test_the_export_page_is_fresh():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs" / "export.md").read_text() == module.page_without_pictures(module.load())
+
+
+def test_the_performance_page_is_fresh():
+    """Words and tables of docs/performance.md are those of the results."""
+    folder = ROOT / "benchmarks"
+    spec = importlib.util.spec_from_file_location("make_performance_page", folder / "make_performance_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "performance.md").read_text() == module.page()
