@@ -42,9 +42,9 @@ class RuleStep:
     An outer persistent tape, from which the sensitivities are taken where the loss is computed (so the forward pass is
     shared); the shrinkage, taken from the weights before the update; and flags for values that are not finite. The
     shrinkage is subtracted in place where the loss is computed, when the forward pass has read the weights and before
-    they are updated. Where that is not possible (an update that may be skipped, several replicas, a train step whose
-    loss is not seen), it is kept and subtracted after the update: the same rule at the price of one more copy of the
-    weights during the step.
+    they are updated. Where that is not known to hold (a `train_step` or `compute_loss` of the user's own, an update
+    that may be skipped, several replicas), it is kept and subtracted after the update: the same rule at the price of
+    one more copy of the weights during the step.
 
     Args:
         model: a built and compiled Keras model.
@@ -66,6 +66,8 @@ class RuleStep:
         self._user_step = train_step
         self._user_compute_loss = model.compute_loss
         self._losses: int | None = self._known_losses()
+        own_loss = getattr(model.compute_loss, "__func__", None) is not getattr(keras.Model, "compute_loss", None)
+        self._stock = self._losses == 1 and not own_loss
         self._apart = self._prefers_own_forward()
         self._step = _Step()
         self.health = StepHealth()
@@ -104,7 +106,7 @@ class RuleStep:
         self.health.begin(data)
         state, updates = self._step, self._updates()
         state.active, state.calls, state.shrinkages = True, 0, None
-        state.in_place = losses == 1 and updates is None and self._replicas() == 1
+        state.in_place = self._stock and updates is None and self._replicas() == 1
         state.due = self.pace.due()
         try:
             if self.sensitivity.kind == "none":
@@ -181,7 +183,7 @@ class RuleStep:
             if tape is not None:
                 y, y_pred, sample_weight = (given.get(name) for name in ("y", "y_pred", "sample_weight"))
                 self._refresh_and_shrink(tape, model_terms(self.model, y, y_pred, sample_weight, self.sensitivity))
-            elif self._step.in_place:
+            elif self._step.in_place and any(w.shrinks for w in self.weights):
                 self._when_due(self._shrink_in_place)
             loss = self._user_compute_loss(*args, **kwargs)
         self.health.check_loss(loss)

@@ -285,6 +285,24 @@ def test_shrinking_in_place_is_shrinking_after_the_update(kind, every, jit_compi
         assert max(np.abs(w).max() for w in results[0]) > 0.01
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_loss_of_the_users_own_may_run_the_model_again(every):
+    class Twice(keras.Sequential):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return keras.ops.mean((y_pred - y) ** 2) + keras.ops.mean((self(x) - y) ** 2)
+
+    layer = keras.layers.Dense(3, use_bias=False, kernel_regularizer=SensitivityRegularizer(STRENGTH))
+    model = Twice([keras.Input((5,)), layer])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    w = model.get_weights()[0].astype("float64")
+    config = Sensitivity("unspecific", every=every, estimator="exact")
+    model.fit(X, T, batch_size=8, epochs=2, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
+    w = w - 0.1 * 2 * gradient(w) - shrinkage(w)  # both passes with the weights as they were before the shrinkage
+    step = w - 0.1 * 2 * gradient(w)
+    w = step - shrinkage(w if every == 1 else step)  # of the update after the refresh, at the epoch's end
+    np.testing.assert_allclose(model.get_weights()[0], w, atol=TOLERANCE)
+
+
 def test_refreshes_are_counted_in_real_updates():
     # 12 batches of equal data, 2 of them per update: 6 updates, so the shrinkage of 6 updates, refreshed every 4.
     model = linear_model(keras.optimizers.SGD(0.0, gradient_accumulation_steps=2))
