@@ -38,13 +38,6 @@ AXES = {
 REFRESHING, PLAIN = "default, refreshing step", "default, plain step"
 
 
-def exponent(xs, ys) -> float:
-    """The e of y ~ x^e: slope of the line through log y against log x."""
-    import numpy as np
-
-    return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
-
-
 def modes(axis: str, value: int | str) -> dict:
     """name -> (regularizer, sensitivity), as in `step_cost`."""
     from keras_sensprune import Sensitivity
