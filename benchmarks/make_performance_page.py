@@ -176,19 +176,20 @@ def overhead_lines() -> list[str]:
 def overhead_text(record: dict) -> list[str]:
     """Memory and time beside the steps, from `step_overhead.py`."""
     spent, memory = record["run"], record["memory"]
-    median, default = spent["median"], memory["variables"]["default"]["bytes_per_weight"]
+    median, variables = spent["median"], memory["variables"]
+    default, second = (variables[name]["bytes_per_weight"] for name in ("default", "order=2"))
+    bfloat16 = variables["default"]["bytes_per_weight_if_bfloat16_sensitivity"]
     met = "met" if median["together"] <= median["allowed"] else "**not met**"
     lines = ["## Memory, attaching and epoch ends", ""]
     lines += [
         f"- Extra variables: {default['together']:.0f} bytes per regularized weight (sensitivity "
-        f"{default['sensitivity']:.0f}, mask {default['mask']:.0f}), "
-        f"{memory['variables']['order=2']['bytes_per_weight']['together']:.0f} with `order=2`. With sensitivities in bfloat16 "
-        f"it would be {memory['variables']['default']['bytes_per_weight_if_bfloat16_sensitivity']:.0f}; that is not built.",
+        f"{default['sensitivity']:.0f}, mask {default['mask']:.0f}), {second['together']:.0f} with `order=2`. With "
+        f"sensitivities in bfloat16 it would be {bfloat16:.0f}; that is not built.",
         f"- Attaching, tracing and all epoch ends of {spent['epochs']} epochs of {spent['examples']:,} examples on "
         f"{record['network']}, beyond what L2 takes: {median['together']:.2f} s (attaching and first step "
         f"{median['attach_and_trace']:.2f} s, ends {median['ends']:.2f} s; median of {len(spent['overheads'])} pairs). "
-        f"Asked: 2 s + 2 % of the run, {median['allowed']:.2f} s: {met}. The whole run took {median['whole_run_ratio']:.2f} "
-        "times that with L2.",
+        f"Asked: 2 s + 2 % of the run, {median['allowed']:.2f} s: {met}. The whole run took "
+        f"{median['whole_run_ratio']:.2f} times that with L2.",
         "",
         "Peak memory of a fresh process that runs the step, less that of the imported modules:",
         "",
