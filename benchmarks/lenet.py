@@ -1,5 +1,7 @@
 """LeNet-300-100 and LeNet-5: sensitivity and L2 from the same dense network, one JSON file per run.
 
+The rule is the paper's, a new sensitivity in every step; estimator_outcome.py compares that with the default.
+
     KERAS_SENSPRUNE_DATA=folder python benchmarks/lenet.py --network lenet-300-100 --data mnist --seeds 0 1 2
 
 Runs whose file exists are skipped, so an interrupted series continues where it stopped.
@@ -7,23 +9,9 @@ Runs whose file exists are skipped, so an interrupted series continues where it 
 
 import argparse
 import dataclasses
-import json
-import os
-import platform
-import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("keras", "tensorflow", "numpy", "keras-sensprune")
-
-
-def write(path: Path, record: dict) -> None:
-    """Writes JSON under a temporary name, then renames."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+from results import RESULTS, host, write
 
 
 def main() -> None:
@@ -40,6 +28,7 @@ def main() -> None:
     if options.threads:
         tf.config.threading.set_intra_op_parallelism_threads(options.threads)
         tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    from keras_sensprune import Sensitivity
     from keras_sensprune.datasets import load_dataset
     from keras_sensprune.pipeline import default_recipe, run_recipe, train_dense
     from keras_sensprune.records import to_dict
@@ -54,17 +43,12 @@ def main() -> None:
         dense = train_dense(recipe, data, print)
         for rule in missing:
             started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
-            _, run = run_recipe(dataclasses.replace(recipe, rule=rule), data, print, dense)
+            every_step = Sensitivity("auto" if rule == "sensitivity" else "none", every=1)
+            _, run = run_recipe(dataclasses.replace(recipe, rule=rule), data, print, dense, every_step)
             write(
                 files[rule],
                 {
-                    "command": " ".join(["python", *(os.path.relpath(a) if a == sys.argv[0] else a for a in sys.argv)]),
-                    "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-                    "machine": f"{os.cpu_count()} cores, {platform.machine()}, shared with other work",
-                    "started": started,
-                    "seconds": round(dense.seconds + time.perf_counter() - begun, 1),
-                    "seed": seed,
-                    "data": run.data,
+                    **host(started, dense.seconds + time.perf_counter() - begun, seed, run.data),
                     "run": to_dict(run),
                 },
             )
