@@ -17,6 +17,7 @@ import time
 import step_networks as networks
 from results import RESULTS, host, write
 
+DEFAULTS = ("L2", "default", "default, unspecific", "control, S = 0")
 EXACT_NETWORKS = ("lenet-300-100", "lenet-5", "lstm")
 STEPS = 32  # per measurement: a multiple of the refresh interval, so that its cost is spread evenly
 CELLS = [
@@ -88,14 +89,24 @@ def stepper(network: str, outputs: int, compiler: str, regularizer: str | None, 
     return run
 
 
-def measure(runs: dict, seconds: float, least: int) -> dict:
-    """Seconds per step of each mode in each round, in random order within a round."""
+def measure(runs: dict, seconds: float, least: int, longer: tuple[str, ...] = ()) -> dict:
+    """Seconds per step of each mode in each round, in random order within a round.
+
+    All modes take part in the first `least` rounds; then those of `longer` (all, if there are none) for as many seconds.
+    """
     import numpy as np
 
-    rng, rounds, begun = np.random.default_rng(0), {name: [] for name in runs}, time.perf_counter()
-    while time.perf_counter() - begun < seconds or len(rounds["L2"]) < least:
-        for name in rng.permutation(list(runs)):
+    rng, rounds = np.random.default_rng(0), {name: [] for name in runs}
+
+    def turn(names: list) -> None:
+        for name in rng.permutation(names):
             rounds[name].append(runs[name]())
+
+    for _ in range(least):
+        turn(list(runs))
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        turn(list(longer or runs))
     return rounds
 
 
@@ -105,7 +116,7 @@ def ratios(rounds: dict, base: str) -> dict:
 
     rng, found = np.random.default_rng(0), {}
     for name, values in rounds.items():
-        ratio = np.array(values) / np.array(rounds[base])
+        ratio = np.array(values) / np.array(rounds[base])[: len(values)]
         again = np.median(rng.choice(ratio, (2000, len(ratio))), axis=1)
         low, high = np.quantile(again, [0.025, 0.975])
         found[name] = {"ratio": round(float(np.median(ratio)), 4), "low": round(float(low), 4)}
@@ -122,7 +133,7 @@ def run_cell(network: str, outputs: int, compiler: str, seconds: float) -> dict:
         runs[name] = stepper(network, outputs, compiler, regularizer, sensitivity)
         runs[name]()
         trace[name] = round(time.perf_counter() - before, 2)
-    rounds = measure(runs, seconds, least=7)
+    rounds = measure(runs, seconds, 7, DEFAULTS)
     found = ratios(rounds, "L2")
     for name, values in rounds.items():
         found[name] |= {"milliseconds": round(1e3 * float(np.median(values)), 3), "trace_seconds": trace[name]}
