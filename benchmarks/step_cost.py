@@ -92,7 +92,7 @@ def stepper(network: str, outputs: int, compiler: str, regularizer: str | None, 
 def measure(runs: dict, seconds: float, least: int, longer: tuple[str, ...] = ()) -> dict:
     """Seconds per step of each mode in each round, in random order within a round.
 
-    All modes take part in the first `least` rounds; then those of `longer` (all, if there are none) for as many seconds.
+    All modes take part in the first `least` rounds; then those of `longer`, or all, for as many seconds.
     """
     import numpy as np
 
