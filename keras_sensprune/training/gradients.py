@@ -15,6 +15,9 @@ from keras_sensprune.training.calls import UNIT_LAYERS, LayerCalls, called_layer
 from keras_sensprune.training.outputs import Terms
 from keras_sensprune.training.targets import Target
 
+# Terms per turn of the loop over the terms: what can run side by side does, and memory stays bounded.
+_AT_ONCE = 5
+
 
 def curved_activation(target: Target) -> str | None:
     """The smooth activation behind a weight with `order=2`, or None where the first-order value is used."""
@@ -65,7 +68,7 @@ class SensitivityTape:
     def sensitivities(self, outputs: Sequence[Terms], refresh: Any = 0) -> tuple[list[Any], list[Any]]:
         """Sensitivity of each weight, and its curvature where that is asked for (else None).
 
-        Memory does not grow with the number of terms: they are taken one after the other, in a loop of the graph.
+        Memory does not grow with the number of terms: they are taken a few at a time, in a loop of the graph.
 
         Args:
             outputs: the terms of each output; they must have been computed inside this context.
@@ -101,17 +104,24 @@ class SensitivityTape:
             direction = output_direction(output.estimator, number, output.passes, classes, refresh, signs)
             return self._of_term(output.value, shares * tf.cast(direction, shares.dtype))
 
-        if output.passes == 1 or _replicas() > 1:  # replicas cannot talk to each other inside a loop
-            parts = term(0)
-            for number in range(1, output.passes):
-                parts = [a + b for a, b in zip(parts, term(number), strict=True)]
-        else:
-            _, parts = tf.while_loop(
-                lambda number, _: number < output.passes,
-                lambda number, sums: (number + 1, [a + b for a, b in zip(sums, term(number), strict=True)]),
-                (0, self._zeros()),
-                parallel_iterations=1,
-            )
+        def several(first: Any, count: int) -> list[Any]:
+            parts = term(first)
+            for number in range(1, count):
+                parts = [a + b for a, b in zip(parts, term(first + number), strict=True)]
+            return parts
+
+        if output.passes <= _AT_ONCE or _replicas() > 1:  # replicas cannot talk to each other inside a loop
+            return self._finished(several(0, output.passes))
+        rest = output.passes % _AT_ONCE
+        _, parts = tf.while_loop(
+            lambda number, _: number < output.passes,
+            lambda number, sums: (
+                number + _AT_ONCE,
+                [a + b for a, b in zip(sums, several(number, _AT_ONCE), strict=True)],
+            ),
+            (rest, several(0, rest) if rest else self._zeros()),
+            parallel_iterations=1,
+        )
         return self._finished(parts)
 
     def _zeros(self) -> list[Any]:

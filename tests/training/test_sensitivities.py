@@ -357,20 +357,28 @@ def test_outputs_take_turns_evenly(classes):
     assert float(np.max(output_direction("sampled", 0, 1, classes, 3, None))) == classes
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_the_loop_over_outputs_is_one_and_the_same_compiled(jit_compile):
-    model, x = mlp(order=2), X.astype("float32")
-    config = Sensitivity("unspecific", estimator="exact")
-    expected = sensitivities_and_curvatures(model, x, LABELS, config)
+@pytest.mark.parametrize("reduction", ["abs_of_mean", "mean_of_abs"])
+@pytest.mark.parametrize("classes", [5, 10, 12])  # no loop; 2 turns; 2 outputs and 2 turns
+def test_the_loop_over_outputs_is_the_sum_over_outputs(classes, reduction):
+    model, x = mlp(classes), tf.constant(X, "float32")
+    kernels = [v.value for v in model.trainable_variables]
+    expected = [np.zeros(k.shape) for k in kernels]
+    for rows in [x] if reduction == "abs_of_mean" else tf.split(x, B):
+        for k in range(classes):
+            with tf.GradientTape() as tape:
+                y = tf.reduce_mean(model(rows)[:, k]) * len(rows) / B
+            expected = [e + np.abs(g) / classes for e, g in zip(expected, tape.gradient(y, kernels), strict=True)]
+    config = Sensitivity("unspecific", estimator="exact", reduction=reduction)
+    assert_all_close(weight_sensitivities(model, X.astype("float32"), sensitivity=config), expected, FLOAT32)
 
     def compute():
-        s, d = sensitivities_and_curvatures(model, x, LABELS, config, inside=True)
-        return s + d[:2]
+        return sensitivities_and_curvatures(model, x, None, config, inside=True)[0]
 
-    compiled = tf.function(compute, jit_compile=jit_compile)
-    assert_all_close(compiled(), [*expected[0], *expected[1][:2]], FLOAT32)
-    graph = compiled.get_concrete_function().graph.as_graph_def()
-    assert [node.op for node in graph.node].count("StatelessWhile") + [n.op for n in graph.node].count("While") == 1
+    for jit_compile in (False, True):
+        compiled = tf.function(compute, jit_compile=jit_compile)
+        assert_all_close(compiled(), expected, FLOAT32)
+    nodes = [node.op for node in compiled.get_concrete_function().graph.as_graph_def().node]
+    assert sum(op in ("While", "StatelessWhile") for op in nodes) == (classes > 5)
 
 
 # ---------------------------------------------------------------------------------------------------------- logits
