@@ -378,7 +378,8 @@ def test_a_custom_loop_may_wrap_the_models_own_step():
         with make_pruning_step(model, Sensitivity("unspecific", **EXACT), train_step=own) as step:
             tf.function(step)((tf.constant(X), tf.constant(T)))
         results.append(model.get_weights()[0])
-    np.testing.assert_array_equal(*results)
+    # The shrinkage of a step that is not Keras's own comes after the update: one rounding of numbers below 1.
+    np.testing.assert_allclose(*results, atol=2**-24 * 2)
 
 
 def test_custom_loop_with_the_users_own_step_function():
