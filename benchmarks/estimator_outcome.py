@@ -6,11 +6,10 @@ One JSON file per network, seed and estimator. Files that exist are skipped. The
 the default as `Sensitivity()` says. Settings are those of the recipes, which were chosen before for the exact form.
 """
 
-import argparse
 import dataclasses
 import time
 
-from results import RESULTS, host, write
+from results import RESULTS, host, series_options, write
 
 
 def estimators():
@@ -26,19 +25,7 @@ def estimators():
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="lenet-300-100")
-    parser.add_argument("--data", default="mnist", choices=["digits", "mnist"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--estimators", nargs="+", default=list(estimators()))
-    parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")
-    options = parser.parse_args()
-
-    import tensorflow as tf
-
-    if options.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    options = series_options(__doc__, "mnist", "--estimators", list(estimators()))
     from keras_sensprune.datasets import load_dataset
     from keras_sensprune.pipeline import default_recipe, run_recipe, train_dense
 

@@ -7,27 +7,14 @@ The rule is the paper's, a new sensitivity in every step; estimator_outcome.py c
 Runs whose file exists are skipped, so an interrupted series continues where it stopped.
 """
 
-import argparse
 import dataclasses
 import time
 
-from results import RESULTS, host, write
+from results import RESULTS, host, series_options, write
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="lenet-300-100")
-    parser.add_argument("--data", default="digits", choices=["digits", "mnist"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rules", nargs="+", default=["sensitivity", "l2"])
-    parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")
-    options = parser.parse_args()
-
-    import tensorflow as tf
-
-    if options.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    options = series_options(__doc__, "digits", "--rules", ["sensitivity", "l2"])
     from keras_sensprune import Sensitivity
     from keras_sensprune.datasets import load_dataset
     from keras_sensprune.pipeline import default_recipe, run_recipe, train_dense

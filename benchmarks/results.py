@@ -1,5 +1,6 @@
-"""How the benchmarks write their results: what made a number stands beside it."""
+"""What the benchmarks share: the options of a series of runs, and results beside which stands what made them."""
 
+import argparse
 import json
 import os
 import platform
@@ -29,3 +30,24 @@ def host(started: str, seconds: float, seed: int, data: str, packages: tuple[str
         "seed": seed,
         "data": data,
     }
+
+
+def series_options(description: str, data: str, choice: str, choices: list[str]) -> argparse.Namespace:
+    """Command line of a series of runs of the recipes: network, data, seeds, and what is compared.
+
+    The number of threads is set at once, because TensorFlow takes it only before its first operation.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="lenet-300-100")
+    parser.add_argument("--data", default=data, choices=["digits", "mnist"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(choice, nargs="+", default=choices)
+    parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")
+    options = parser.parse_args()
+
+    import tensorflow as tf
+
+    if options.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    return options

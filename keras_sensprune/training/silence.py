@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_sensprune.training.grouping import Grouping
-from keras_sensprune.training.state import MaskConstraint, PrunedWeight
+from keras_sensprune.training.state import MaskConstraint, PrunedWeight, beside
 from keras_sensprune.training.targets import Target
 
 
@@ -28,13 +27,7 @@ class SilencedBias:
         self.weights = weights
         self.variable = variable
         self.units = units
-        self.mask = keras.Variable(
-            initializer="ones",
-            shape=variable.shape,
-            dtype="float32",
-            trainable=False,
-            aggregation="only_first_replica",
-        )
+        self.mask = beside(variable, "ones")
         self._constraint: Any = None
 
     def attach(self) -> None:

@@ -47,6 +47,17 @@ class MaskConstraint:
         return ops.multiply(value, ops.cast(self.mask, variable.dtype))
 
 
+def beside(variable: Any, initializer: str) -> Any:
+    """A float32 variable of a weight's shape, equal on all replicas."""
+    return keras.Variable(
+        initializer=initializer,
+        shape=variable.shape,
+        dtype="float32",
+        trainable=False,
+        aggregation="only_first_replica",
+    )
+
+
 class PrunedWeight:
     """One weight while it is pruned.
 
@@ -70,19 +81,10 @@ class PrunedWeight:
         self.layout = layout
         self.family: tuple[PrunedWeight, ...] = ()  # the weights over which its groups extend, itself among them
         self.silent = False  # True while a loss is computed that must not contain this penalty
-        self.sensitivity = self._beside("zeros")
-        self.mask = self._beside("ones")
-        self.curvature = self._beside("zeros") if curved else None
+        self.sensitivity = beside(self.variable, "zeros")
+        self.mask = beside(self.variable, "ones")
+        self.curvature = beside(self.variable, "zeros") if curved else None
         self._constraint: Any = None
-
-    def _beside(self, initializer: str) -> Any:
-        return keras.Variable(
-            initializer=initializer,
-            shape=self.variable.shape,
-            dtype="float32",
-            trainable=False,
-            aggregation="only_first_replica",
-        )
 
     def attach(self) -> None:
         """Installs the constraint and makes the regularizer find this state."""
