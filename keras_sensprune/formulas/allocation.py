@@ -96,7 +96,9 @@ def _factor(u: np.ndarray, kept: int, low: np.ndarray, high: np.ndarray) -> floa
     return above
 
 
-def lowest_first(scores: list[Any], zeros: int, low: Any, high: Any) -> list[np.ndarray]:
+def lowest_first(
+    scores: list[Any], zeros: int, low: Any, high: Any, sizes: list[Any] | None = None
+) -> list[np.ndarray]:
     """Masks that remove exactly so many entries over all tensors, lowest scores first, within bounds for each.
 
     Args:
@@ -104,6 +106,8 @@ def lowest_first(scores: list[Any], zeros: int, low: Any, high: Any) -> list[np.
         zeros: how many entries go, over all tensors.
         low: per tensor, how many go at least.
         high: per tensor, how many go at most.
+        sizes: where the entries are groups, arrays of how many weights each holds. Then `zeros`, `low` and `high`
+            count weights, and are met from below: the next group would have been too many.
 
     Returns:
         Boolean masks of the shapes of the scores: True = keep. Among equal scores the earlier tensor goes first, and
@@ -121,15 +125,21 @@ def lowest_first(scores: list[Any], zeros: int, low: Any, high: Any) -> list[np.
     arrays = [np.asarray(score) for score in scores]
     if any(np.isnan(array).any() for array in arrays):
         raise argument_error("scores", "free of NaN", "NaN", "Check the weights: training may have diverged.")
-    least, most = np.asarray(low, np.int64), np.asarray(high, np.int64)
-    if not least.sum() <= zeros <= most.sum():
-        raise argument_error("zeros", f"between {least.sum()} and {most.sum()}, which the bounds allow", zeros)
+    if not sum(low) <= zeros <= sum(high):
+        raise argument_error("zeros", f"between {sum(low)} and {sum(high)}, which the bounds allow", zeros)
     orders = [np.argsort(array, axis=None, kind="stable") for array in arrays]
-    candidates = [order[a:b] for order, a, b in zip(orders, least, most, strict=True)]
-    ranked = np.concatenate([array.ravel()[c] for array, c in zip(arrays, candidates, strict=True)])
-    tensor = np.repeat(np.arange(len(arrays)), [len(c) for c in candidates])
-    gone = tensor[np.argsort(ranked, kind="stable")[: zeros - int(least.sum())]]
-    counts = least + np.bincount(gone, minlength=len(arrays))
+    sizes = [np.ones(array.size, np.int64) for array in arrays] if sizes is None else sizes
+    weighed = [np.asarray(size).ravel()[order] for size, order in zip(sizes, orders, strict=True)]
+    # how many of the lowest entries of each tensor go at least, and at most
+    least = [np.searchsorted(np.cumsum(size), count, "right") for size, count in zip(weighed, low, strict=True)]
+    most = [np.searchsorted(np.cumsum(size), count, "right") for size, count in zip(weighed, high, strict=True)]
+    ranked = np.concatenate([v.ravel()[o][a:b] for v, o, a, b in zip(arrays, orders, least, most, strict=True)])
+    taken = np.concatenate([size[a:b] for size, a, b in zip(weighed, least, most, strict=True)])
+    tensor = np.repeat(np.arange(len(arrays)), np.subtract(most, least))
+    first = np.argsort(ranked, kind="stable")
+    rest = zeros - sum(int(size[:a].sum()) for size, a in zip(weighed, least, strict=True))
+    gone = first[: np.searchsorted(np.cumsum(taken[first]), rest, "right")]
+    counts = np.asarray(least) + np.bincount(tensor[gone], minlength=len(arrays))
     masks = []
     for array, order, count in zip(arrays, orders, counts, strict=True):
         mask = np.ones(array.size, bool)

@@ -87,6 +87,19 @@ def test_lowest_first_is_removal_one_by_one(case):
     assert sum(int((~m).sum()) for m in masks) == zeros
 
 
+def test_groups_are_counted_by_their_weights_and_never_too_many_go():
+    scores, sizes = [[1.0, 3.0, 5.0], [2.0, 4.0]], [[4, 4, 4], [10, 10]]
+    gone = {zeros: lowest_first(scores, zeros, [0, 0], [12, 20], sizes) for zeros in (3, 4, 13, 14, 18, 32)}
+    assert {z: [m.tolist().count(False) for m in masks] for z, masks in gone.items()} == {
+        3: [0, 0],
+        4: [1, 0],
+        13: [1, 0],
+        14: [1, 1],
+        18: [2, 1],
+        32: [3, 2],
+    }
+
+
 def test_shapes_are_kept_and_nan_is_refused():
     masks = lowest_first([np.ones((2, 3)), np.zeros((4, 1))], 5, [0, 0], [6, 4])
     assert [m.shape for m in masks] == [(2, 3), (4, 1)]
