@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "SensitivityRegularizer": "keras_sensprune.training.regularizer",
     "PruneAtEpochEnd": "keras_sensprune.training.callback",
+    "SparsityTarget": "keras_sensprune.training.rules",
+    "SparsitySchedule": "keras_sensprune.formulas.schedules",
     "Block": "keras_sensprune.formulas.structures",
     "NofM": "keras_sensprune.formulas.structures",
     "Sensitivity": "keras_sensprune.formulas.sensitivity",

@@ -7,10 +7,11 @@ from typing import Any
 
 import keras
 
-from keras_sensprune.errors import argument_error, number_argument
+from keras_sensprune.errors import argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
+from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
 from keras_sensprune.training.session import attach, detach
 from keras_sensprune.training.step import PruningSession
 from keras_sensprune.training.targets import prunable_weights
@@ -26,7 +27,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
     other callback that is listed after this one.
 
     Args:
-        threshold: $T \ge 0$ on $|w|$, or on the root mean square of a group.
+        threshold: $T \ge 0$ on $|w|$, or on the root mean square of a group; or a rule that decides after each epoch
+            what goes: `SparsityTarget`.
         sensitivity: which sensitivity the rule uses; None means `Sensitivity()`.
         start_epoch: first epoch (from 0) after which weights are pruned; the shrinkage acts from the first step.
         frequency: prune after every so many epochs.
@@ -64,7 +66,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
 
     def __init__(
         self,
-        threshold: float = 1e-3,
+        threshold: float | PruningRule = 1e-3,
         sensitivity: Sensitivity | None = None,
         start_epoch: int = 0,
         frequency: int = 1,
@@ -73,7 +75,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         structure: str | Block | NofM = "weight",
     ):
         super().__init__()
-        self.threshold = number_argument("threshold", threshold, "a finite number of at least 0")
+        self.threshold = threshold
+        self._rule = rule_argument(threshold)
         if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
             raise argument_error("sensitivity", "a Sensitivity or None", sensitivity)
         for name, value, low in (("start_epoch", start_epoch, 0), ("frequency", frequency, 1)):
@@ -102,6 +105,15 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         """Attaches the rule to the model's train step."""
         self.records, self._floored, self._good, self._begun = [], set(), None, False
         self._session = attach(self.model, self.sensitivity, self.structure)
+        try:
+            self._rule.check(self._session, self._moment(0))
+        except Exception:
+            self._finish()
+            raise
+
+    def _moment(self, epoch: int) -> Moment:
+        """A moment of this `fit`."""
+        return Moment(epoch, self.params.get("epochs"), self.params.get("steps"))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Before the first epoch (when every other callback has restored what it restores) zeros become permanent."""
@@ -141,12 +153,12 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             self._finish()
             raise
         due = epoch >= self.start_epoch and (epoch - self.start_epoch) % self.frequency == 0
-        record = session.prune(self.threshold if due else 0.0, epoch)
+        record = session.prune(self._rule if due else 0.0, self._moment(epoch))
         self.records.append(record)
         for label in set(record.kept_by_floor) - self._floored:
             self._floored.add(label)
             warnings.warn(
-                f"All weights of {label!r} are below the threshold {self.threshold:g}; its largest one was kept so "
+                f"All weights of {label!r} are below the threshold {record.threshold:g}; its largest one was kept so "
                 "that the layer is not empty. Lower the threshold or the strength for this layer.",
                 stacklevel=2,
             )
@@ -164,9 +176,9 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         end = sum(weight.nonzero() for weight in session.weights)
         self._finish()
         pruned_at = [r for r in self.records if r.threshold > 0]
-        if pruned_at and end == self._start and self.threshold > 0:
+        if pruned_at and end == self._start and self.threshold != 0:
             warnings.warn(
-                f"PruneAtEpochEnd(threshold={self.threshold:g}) pruned nothing in {len(pruned_at)} epoch(s): no "
+                f"PruneAtEpochEnd(threshold={self.threshold}) pruned nothing in {len(pruned_at)} epoch(s): no "
                 "regularized weight was that small. Train longer, or raise the threshold or the strength.",
                 stacklevel=2,
             )

@@ -12,6 +12,7 @@ from keras_sensprune.errors import argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM
 from keras_sensprune.records import PruneRecord
+from keras_sensprune.training.rules import Moment, PruningRule
 from keras_sensprune.training.step import SESSION, PruningSession
 
 
@@ -101,10 +102,15 @@ class PruningStep:
         """One step on a batch; safe inside `tf.function` and `strategy.run`."""
         return self._session.rule.step(data)
 
-    def prune(self, threshold: float) -> PruneRecord:
-        """Sets every prunable |w| (or group) below the threshold to zero; raises TrainingError after a bad step."""
+    def prune(self, threshold: float | PruningRule, moment: Moment | None = None) -> PruneRecord:
+        """Sets every prunable |w| (or group) below the threshold to zero; raises TrainingError after a bad step.
+
+        Args:
+            threshold: T >= 0, or a rule such as `SparsityTarget`.
+            moment: what the rule's schedule needs: `Moment(epoch, epochs, steps_per_epoch)`.
+        """
         self._session.raise_if_unhealthy()
-        return self._session.prune(threshold)
+        return self._session.prune(threshold, moment)
 
     def close(self) -> None:
         """Takes the hooks off the model."""

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.penalty import insensitivity_penalty, penalty_with_exact_gradient
 from keras_sensprune.formulas.sensitivity import (
     bounded_insensitivity,
@@ -16,8 +17,7 @@ from keras_sensprune.formulas.sensitivity import (
     scaled_sensitivity,
     shrunk_share,
 )
-from keras_sensprune.formulas.structures import Layout, group_masks, group_sensitivity, n_of_m_mask
-from keras_sensprune.formulas.thresholds import threshold_mask
+from keras_sensprune.formulas.structures import Layout, group_sensitivity
 
 # id(variable) -> its state, for the regularizer, which Keras calls with nothing but the variable. The states belong
 # to the session on the model, so nothing here outlives an abandoned model.
@@ -179,26 +179,8 @@ class PrunedWeight:
         return int(np.count_nonzero(self.variable.numpy()))
 
 
-def prune_together(family: list[PrunedWeight], threshold: float) -> list[tuple[int, int, bool]]:
-    """Sets what is below the threshold to zero, for good, in weights whose groups extend over all of them.
-
-    Args:
-        family: one weight, or several with the same groups.
-        threshold: T >= 0. At 0 nothing is pruned, whatever the structure.
-
-    Returns:
-        Per weight (nonzero before, nonzero after, whether the floor of one weight or group was needed).
-    """
-    values = [weight.variable.numpy() for weight in family]
-    alive = [weight.mask.numpy() != 0 for weight in family]
-    layouts = [weight.layout for weight in family if weight.layout is not None]
-    if not layouts:
-        mask, floor = threshold_mask(values[0], threshold, alive[0])
-        masks, floored = [mask], [floor]
-    elif layouts[0].kept:
-        masks = [n_of_m_mask(layouts[0], values[0], alive[0])] if threshold > 0 else alive
-        floored = [False]
-    else:
-        masks, floored = group_masks(layouts, values, threshold, alive)
-    applied = [weight.apply(value, mask) for weight, value, mask in zip(family, values, masks, strict=True)]
-    return [(*counts, floor) for counts, floor in zip(applied, floored, strict=True)]
+def items_of(family: list[PrunedWeight]) -> Items:
+    """What can be pruned in weights whose groups extend over all of them, as they are now."""
+    values = tuple(weight.variable.numpy() for weight in family)
+    alive = tuple(weight.mask.numpy() != 0 for weight in family)
+    return Items(values, alive, tuple(weight.layout for weight in family if weight.layout is not None))

@@ -10,15 +10,17 @@ from typing import Any
 import tensorflow as tf
 from keras import ops
 
-from keras_sensprune.errors import TrainingError, argument_error, number_argument
+from keras_sensprune.errors import TrainingError, argument_error
+from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, Layout, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.gradients import SensitivityTape, curved_activation
 from keras_sensprune.training.grouping import group_weights
 from keras_sensprune.training.rule import RuleStep
+from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
 from keras_sensprune.training.silence import silenced_biases
-from keras_sensprune.training.state import PrunedWeight, prune_together
+from keras_sensprune.training.state import PrunedWeight, items_of
 from keras_sensprune.training.targets import prunable_weights
 
 SESSION = "_sensprune_session"  # attribute of an attached model; a registry would keep abandoned models alive
@@ -128,26 +130,32 @@ class PruningSession:
 
     # Between the steps
 
-    def prune(self, threshold: float, epoch: int = -1) -> PruneRecord:
-        """Sets every prunable |w| (or group) below the threshold to zero, where it stays until `detach`.
+    def prune(self, threshold: float | PruningRule, moment: Moment | None = None) -> PruneRecord:
+        """Sets prunable weights (or groups) to zero, where they stay until `detach`.
 
         Args:
-            threshold: T >= 0.
-            epoch: for the record.
+            threshold: T >= 0, or the rule that decides.
+            moment: when; None means outside of `fit`.
 
         Returns:
             What was done. A tensor that would be emptied keeps its largest weight (the floor).
         """
-        threshold = number_argument("threshold", threshold, "a finite number of at least 0")
+        rule, moment = rule_argument(threshold), moment or Moment(-1)
         self._settle()
-        pruned = [prune_together(family, threshold) for family in self.families]
+        families = self.items()
+        choice = rule.choose(self, families, moment)
+        values = [items.values for items in families]
+        pruned = [
+            [(*weight.apply(value, mask), floor) for weight, value, mask, floor in zip(*parts, strict=True)]
+            for parts in zip(self.families, values, choice.masks, choice.floored, strict=True)
+        ]
         self.silence()
         order = [number for family in self.grouping.families for number in family]
         results = [r for _, r in sorted(zip(order, itertools.chain(*pruned), strict=True))]
         groups = [weight.groups() for weight in self.weights]
         return PruneRecord(
-            epoch=epoch,
-            threshold=threshold,
+            epoch=moment.epoch,
+            threshold=choice.threshold,
             total=sum(math.prod(weight.variable.shape) for weight in self.weights),
             nonzero_before=sum(before for before, _, _ in results),
             nonzero=sum(after for _, after, _ in results),
@@ -158,6 +166,21 @@ class PruningSession:
             nonzero_groups=sum(kept for _, kept in groups),
             by_weight=self.grouping.by_weight,
         )
+
+    def items(self) -> list[Items]:
+        """What can be pruned, family by family, as it is now."""
+        return [items_of(family) for family in self.families]
+
+    def labels(self) -> list[str]:
+        """The path of the first weight of each family."""
+        return [family[0].label for family in self.families]
+
+    def relevances(self) -> list[float]:
+        """Sum over the living weights of each family of |w| S."""
+        return [
+            float(sum((abs(w.variable.numpy()) * w.sensitivity.numpy()).sum() for w in family))
+            for family in self.families
+        ]
 
     def silence(self) -> None:
         """Sets the biases of recurrent units that are dead to zero."""
