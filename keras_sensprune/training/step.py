@@ -63,6 +63,7 @@ class PruningSession:
         for family in self.families:
             for weight in family if len(family) > 1 else ():
                 weight.family = tuple(family)
+        self.memory: dict[str, float] = {}  # what a rule remembers from one pruning to the next
         self._saved: dict[str, Any] = {}
 
     def _state(self, target: Any, layout: Layout | None) -> PrunedWeight:
