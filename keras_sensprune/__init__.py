@@ -17,6 +17,7 @@ _PUBLIC = {
     "SensitivityRegularizer": "keras_sensprune.training.regularizer",
     "PruneAtEpochEnd": "keras_sensprune.training.callback",
     "SparsityTarget": "keras_sensprune.training.rules",
+    "SizeTarget": "keras_sensprune.training.size",
     "ToleranceThreshold": "keras_sensprune.training.tolerance",
     "SparsitySchedule": "keras_sensprune.formulas.schedules",
     "Block": "keras_sensprune.formulas.structures",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -173,9 +174,20 @@ class SparsityTarget(PruningRule):
 
     def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
         """The lowest scores, as many as are due; zeros that exist count."""
-        total = sum(int(items.sizes().sum()) for items in families)
         due, final = self._at(moment), self._final(moment)
-        low, high = self._bounds(families, session.labels(), due / final if final else 0.0)
+        return self.at_sparsity(session, families, due, due / final if final else 0.0)
+
+    def at_sparsity(self, session: Any, families: list[Items], due: float, share: float = 1.0) -> Choice:
+        """The choice at one sparsity.
+
+        Args:
+            session: of the model.
+            families: what can be pruned.
+            due: the sparsity.
+            share: of the lower limits that holds already.
+        """
+        total = sum(int(items.sizes().sum()) for items in families)
+        low, high = self._bounds(families, session.labels(), share)
         zeros = min(max(zeros_asked(due, total), sum(low)), sum(high))
         scores, sizes = [items.scores() for items in families], [items.sizes() for items in families]
         if self.allocation != "global":
@@ -215,6 +227,23 @@ class SparsityTarget(PruningRule):
         else:
             found = None if self.limits is None else self.limits(label)
         return (0.0, 1.0) if found is None else _check_bounds(label, found)
+
+
+@contextlib.contextmanager
+def trials(session: Any, families: list[Items]) -> Iterator[Any]:
+    """A function that gives the model its weights under some masks; in the end the weights are as they were."""
+
+    def install(masks: list[list[np.ndarray]]) -> None:
+        for family, items, each in zip(session.families, families, masks, strict=True):
+            for weight, value, mask in zip(family, items.values, each, strict=True):
+                weight.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+
+    try:
+        yield install
+    finally:
+        for family, items in zip(session.families, families, strict=True):
+            for weight, value in zip(family, items.values, strict=True):
+                weight.variable.assign(value)
 
 
 def _of_tfmot(schedule: object) -> bool:

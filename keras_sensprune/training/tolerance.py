@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import numpy as np
 from keras_sensprune.errors import argument_error, choice_argument, number_argument
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.search import largest_threshold
-from keras_sensprune.training.rules import Choice, Moment, PruningRule
+from keras_sensprune.training.rules import Choice, Moment, PruningRule, trials
 
 _GROWS = ("acc", "auc", "precision", "recall", "f1", "iou")  # names of metrics of which more is better
 
@@ -136,7 +134,7 @@ class ToleranceThreshold(PruningRule):
         if self.scope == "layer":
             turns = [[number] for number in sorted(everything, key=lambda n: -families[n].values[0].size)]
         thresholds = []
-        with _trials(session, families) as install:
+        with trials(session, families) as install:
             for turn, numbers in enumerate(turns):
                 scores = np.concatenate([families[number].scores() for number in numbers])
                 at_least = _pruner(families, kept, numbers)
@@ -144,7 +142,7 @@ class ToleranceThreshold(PruningRule):
                 def metric(threshold: float, at_least: Any = at_least, known: float = now) -> float:
                     if threshold == 0:
                         return known
-                    install(at_least(threshold))
+                    install([masks for masks, _ in at_least(threshold)])
                     return self.measure(session)
 
                 allowed = reference + self.tolerance * (turn + 1) / len(turns)
@@ -178,20 +176,3 @@ def _pruner(families: list[Items], kept: list[Any], numbers: list[int]) -> Any:
 
 def _choice(pruned: list[Any], thresholds: list[float]) -> Choice:
     return Choice([masks for masks, _ in pruned], [floored for _, floored in pruned], max(thresholds))
-
-
-@contextlib.contextmanager
-def _trials(session: Any, families: list[Items]) -> Iterator[Any]:
-    """A function that gives the model its weights under some masks; in the end the weights are as they were."""
-
-    def install(pruned: list[Any]) -> None:
-        for family, items, (masks, _) in zip(session.families, families, pruned, strict=True):
-            for weight, value, mask in zip(family, items.values, masks, strict=True):
-                weight.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
-
-    try:
-        yield install
-    finally:
-        for family, items in zip(session.families, families, strict=True):
-            for weight, value in zip(family, items.values, strict=True):
-                weight.variable.assign(value)

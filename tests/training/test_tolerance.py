@@ -98,12 +98,12 @@ def test_per_layer_each_tensor_has_its_own_threshold_and_together_they_keep_to_t
     assert 0 < prune.records[-1].sparsity < 1
 
 
-def test_with_patience_nothing_goes_while_the_metric_becomes_better():
+def test_with_patience_nothing_goes_while_the_metric_becomes_better(trained):
     rule = ToleranceThreshold(V, 0.02, patience=2)
     _, prune = fit(rule, epochs=8, rate=0.05)
     sparsities = [r.sparsity for r in prune.records]
     assert sparsities[:3] == [0.0, 0.0, 0.0]  # a dense network that still learns
-    _, prune = fit(rule, epochs=8)  # one that does not learn: best at first, then 2 of waiting
+    _, prune = fit(rule, trained, epochs=8)  # one that does not learn: best at first, then 2 of waiting
     assert [r.threshold > 0 for r in prune.records] == [False, False, True, False, False, True, False, False]
 
 
