@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -102,13 +101,12 @@ class ToleranceThreshold(PruningRule):
         memory = session.memory
         memory.setdefault("removed", 0)
         if "dense" not in memory:  # a resumed training knows it
-            memory.update(dense=self.measure(session), best=math.inf, waited=0, seconds=0.0)
+            memory["dense"] = self.measure(session)
         if not math.isfinite(memory["dense"]):
             raise argument_error("validation_data", f"data on which {self.metric!r} is finite", memory["dense"])
 
     def measure(self, session: Any) -> float:
         """The metric as it is now, with the sign that makes less the better."""
-        begun = time.perf_counter()
         data = self.validation_data
         arrays = isinstance(data, (tuple, list))
         weights = {"sample_weight": data[2]} if arrays and len(data) > 2 else {}
@@ -117,7 +115,6 @@ class ToleranceThreshold(PruningRule):
         found = session.model.evaluate(x, y, verbose=0, return_dict=True, **weights, **sizes)
         if self.metric not in found:
             raise argument_error("metric", f"one of {', '.join(map(repr, found))}", self.metric)
-        session.memory["seconds"] = session.memory.get("seconds", 0.0) + time.perf_counter() - begun
         return float(found[self.metric]) * (-1.0 if self.mode == "max" else 1.0)
 
     def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
@@ -155,13 +152,14 @@ class ToleranceThreshold(PruningRule):
 
     def _plateau(self, memory: dict[str, float], now: float) -> bool:
         """Whether the metric has stopped becoming better; then a new wait begins."""
-        if now < memory["best"]:
+        waited = memory.get("waited", 0) + 1
+        if now < memory.get("best", math.inf):
             memory.update(best=now, waited=0)
             return False
-        memory["waited"] += 1
-        if memory["waited"] < self.patience:
+        memory["waited"] = waited
+        if waited < self.patience:
             return False
-        memory.update(best=math.inf, waited=0)
+        del memory["best"], memory["waited"]
         return True
 
 
