@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from keras_sensprune.archive import read_array, reading
 from keras_sensprune.errors import DataError, MissingPackageError, argument_error
 
 DATA_VARIABLE = "KERAS_SENSPRUNE_DATA"
@@ -101,13 +101,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: there is no such file.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            raw = _members(archive)
-    except DataError as error:
-        raise DataError(f"{path}: {error} {_EXPECTED}") from None
-    except Exception as error:  # zipfile lets through what zlib, lzma, struct and ast raise: too many to list
-        raise DataError(f"{path}: it cannot be read as .npz ({type(error).__name__}: {error}). {_EXPECTED}") from None
+    with reading(path, ".npz", _EXPECTED), zipfile.ZipFile(path) as archive:
+        raw = _members(archive)
     return _checked(str(path), raw)
 
 
@@ -116,30 +111,14 @@ def _members(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     missing = [key for key in _KEYS if f"{key}.npy" not in entries]
     if missing:
         raise DataError(f"it lacks the arrays {', '.join(missing)}.")
-    wanted = {key: entries[f"{key}.npy"] for key in _KEYS}
-    total = sum(entry.file_size for entry in wanted.values())
+    total = sum(entries[f"{key}.npy"].file_size for key in _KEYS)
     if total > LARGEST_NPZ:
         raise DataError(f"its arrays unpack to {total:,} bytes, more than the allowed {LARGEST_NPZ:,}.")
-    return {key: _array(archive, key, entry) for key, entry in wanted.items()}
+    return {key: read_array(archive, key, _no_numbers) for key in _KEYS}
 
 
-def _array(archive: zipfile.ZipFile, key: str, entry: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise DataError(f"{key} has the unknown .npy version {version}.")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        if dtype.kind not in "uif":
-            raise DataError(f"{key} has the dtype {dtype}, not numbers.")
-        claimed = math.prod(shape) * dtype.itemsize  # Python integers: no overflow
-        held = entry.file_size - file.tell()
-        if any(length < 0 for length in shape) or claimed != held:
-            raise DataError(f"{key} claims shape {shape} of {dtype}, {claimed:,} bytes, but holds {held:,}.")
-        data = file.read(claimed + 1)  # up to its end, where the checksum is verified
-    if len(data) != claimed:
-        raise DataError(f"{key} is cut off after {len(data):,} of {claimed:,} bytes.")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+def _no_numbers(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
+    return None if dtype.kind in "uif" else f"has the dtype {dtype}, not numbers"
 
 
 def _checked(name: str, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

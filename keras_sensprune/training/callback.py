@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,6 +15,7 @@ from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.session import attach, detach
+from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import PruningSession
 from keras_sensprune.training.targets import prunable_weights
 
@@ -36,13 +40,22 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             unit or filter (never of the model's output layers); `Block(1, 4)` or `Block(1, 16)`, consecutive inputs
             of a unit; `NofM(kept=2, of=4)`, where at each pruning every group of 4 inputs keeps its 2 largest weights
             whatever the threshold, if it is above 0. Weights to which it does not apply are pruned one by one.
+        state_path: a file beside Keras's checkpoints, for runs that can be stopped and resumed; None for none. At the
+            start of `fit` and after every epoch it is given what no checkpoint holds: masks, sensitivities, counters,
+            records, seeds. If the file exists when training begins, the model must have been restored to one of the
+            two states in it (by BackupAndRestore, or loaded and trained with `initial_epoch`), and training goes on
+            exactly from there. If it does not exist, training must begin at epoch 0, whatever the model was trained for
+            before. Anything else is an error, and nothing is overwritten. Threshold, start epoch and frequency may be
+            changed; docs/resume.md has a recipe.
 
     Returns:
         A Keras callback. Its attribute `records` holds one `PruneRecord` per epoch of the last `fit`, with threshold 0
         where no pruning was due.
 
     Raises:
-        ArgumentError: if an argument is not allowed.
+        ArgumentError: if an argument is not allowed; at the start of `fit`, if no file can be made at `state_path`.
+        DataError: before the first step, if the file at `state_path` is damaged, missing though epochs have gone
+            before, or does not belong to this model at this time; after an epoch, if it cannot be written.
         ModelError: at the start of `fit`, if no weight of the model carries a `SensitivityRegularizer`, or the
             structure applies to none of them.
         TrainingError: at an epoch's end, if a step met NaN, infinity, or a class label out of range.
@@ -71,6 +84,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         keep_last_good: bool = False,
         *,
         structure: str | Block | NofM = "weight",
+        state_path: str | os.PathLike[str] | None = None,
     ):
         super().__init__()
         self.threshold = number_argument("threshold", threshold, "a finite number of at least 0")
@@ -84,8 +98,10 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self.start_epoch = start_epoch
         self.frequency = frequency
         self.keep_last_good = bool(keep_last_good)
+        self.state_path = None if state_path is None else path_argument("state_path", state_path)
         self.records: list[PruneRecord] = []
         self._session: PruningSession | None = None
+        self._sidecar: SideCar | None = None
         self._epoch: int | None = None  # the epoch that is running and not yet closed by a pruning
         self._begun = False
         self._start = 0
@@ -101,17 +117,41 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Attaches the rule to the model's train step."""
         self.records, self._floored, self._good, self._begun = [], set(), None, False
+        self._sidecar = None if self.state_path is None else SideCar(self.state_path, self.threshold)
         self._session = attach(self.model, self.sensitivity, self.structure)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Before the first epoch (when every other callback has restored what it restores) zeros become permanent."""
         if self._session is not None and not self._begun:
-            for weight in self._session.weights:
-                weight.take_zeros()
-            self._session.silence()
-            self._start = sum(weight.nonzero() for weight in self._session.weights)
-            self._begun = True
+            with self._detached_by_errors():
+                self._begin(self._session, epoch)
         self._epoch = epoch
+
+    def _begin(self, session: PruningSession, epoch: int) -> None:
+        """Takes up the state of the file, or makes today's zeros permanent."""
+        before = None if self._sidecar is None else self._sidecar.begin(session, epoch)
+        if before is None:
+            for weight in session.weights:
+                weight.take_zeros()
+        else:
+            self.records = list(before)
+            self._floored = {label for record in before for label in record.kept_by_floor}
+        session.silence()
+        if self._sidecar is not None and before is None:
+            self._sidecar.save(session, epoch, self.records)
+        elif self.keep_last_good:
+            self._good = [variable.numpy().copy() for variable in self.model.weights]
+        self._start = before[0].nonzero_before if before else sum(weight.nonzero() for weight in session.weights)
+        self._begun = True
+
+    @contextlib.contextmanager
+    def _detached_by_errors(self) -> Iterator[None]:
+        """Nothing of ours stays on the model when the state cannot be read or written."""
+        try:
+            yield
+        except BaseException:
+            self._finish()
+            raise
 
     def on_test_begin(self, logs: Any = None) -> None:
         """The validation inside `fit`: prune first, so that it describes the pruned model."""
@@ -124,6 +164,9 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             return
         if self._epoch is not None:
             self._close_epoch(epoch)
+        if self._sidecar is not None:
+            with self._detached_by_errors():
+                self._sidecar.save(self._session, epoch + 1, self.records)
         if logs is not None and self.records:
             last = self.records[-1]
             logs.update(sparsity=last.sparsity, compression=last.compression, penalty=last.penalty)

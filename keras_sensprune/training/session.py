@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from keras_sensprune.errors import argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM
 from keras_sensprune.records import PruneRecord
+from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import SESSION, PruningSession
 
 
@@ -87,10 +89,16 @@ def pruning(model: Any) -> Iterator[Any]:
 
 
 class PruningStep:
-    """A training step with the pruning rule, for custom loops; made by `make_pruning_step`."""
+    """A training step with the pruning rule, for custom loops; made by `make_pruning_step`.
+
+    Attributes:
+        records: one `PruneRecord` per pruning, those before a loaded state included.
+    """
 
     def __init__(self, session: PruningSession):
         self._session = session
+        self.records: list[PruneRecord] = []
+        self._sidecars: dict[str, SideCar] = {}
         detach(session.model)
         session.attach(in_fit=False)
         for weight in session.weights:
@@ -104,7 +112,47 @@ class PruningStep:
     def prune(self, threshold: float) -> PruneRecord:
         """Sets every prunable |w| (or group) below the threshold to zero; raises TrainingError after a bad step."""
         self._session.raise_if_unhealthy()
-        return self._session.prune(threshold)
+        self.records.append(self._session.prune(threshold))
+        return self.records[-1]
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Writes what no checkpoint of the model holds, as `PruneAtEpochEnd(state_path=...)` does.
+
+        Call it once before the first step and then after each pruning, before the model is saved: the file keeps the
+        last two states, so that one of them belongs to the saved model whenever the process dies.
+
+        Args:
+            path: a file; replaced as a whole, never written half.
+
+        Raises:
+            ArgumentError: if no file can be made there.
+            DataError: if there is a file that this step has neither saved nor loaded, or the disk does not take it.
+        """
+        self._sidecar(path).save(self._session, len(self.records), self.records)
+
+    def load_state(self, path: str | os.PathLike[str]) -> int:
+        """Puts back the state that belongs to the model, which must have been restored before.
+
+        Args:
+            path: a file that `save_state` wrote.
+
+        Returns:
+            How many prunings lie before the state; `records` holds their records.
+
+        Raises:
+            ArgumentError: if `path` is no path of a file.
+            DataError: if the file is missing, damaged, of another model, or none of its states has as many updates as
+                the model's optimizer.
+        """
+        self.records = list(self._sidecar(path).restore(self._session) or ())
+        self._session.silence()
+        return len(self.records)
+
+    def _sidecar(self, path: str | os.PathLike[str]) -> SideCar:
+        key = os.path.abspath(path_argument("path", path))
+        if key not in self._sidecars:
+            self._sidecars[key] = SideCar(path, name="path")
+        return self._sidecars[key]
 
     def close(self) -> None:
         """Takes the hooks off the model."""
