@@ -3,7 +3,9 @@
 python two_replicas.py CASE ... prints "RESULT" and a JSON object: case -> [result on one replica, result on two].
 """
 
+import contextlib
 import json
+import math
 import sys
 
 import keras
@@ -86,7 +88,6 @@ CASES = {
     "batch norm": (with_batch_norm, {"every": 2}, {}),
     "recurrent": (recurrent, {"every": 2}, {}),
     "eager": (dense, {"every": 2}, {"run_eagerly": True}),
-    "accumulated": (dense, {"every": 1}, {"accumulate": 2}),
     "opposite halves": (linear, {"kind": "unspecific", "every": 1}, {"data": (OPPOSITE, np.ones((32, 1)))}),
     "opposite halves, default": (linear, {"kind": "unspecific"}, {"data": (OPPOSITE, np.ones((32, 1)))}),
     "opposite halves, mean of abs": (
@@ -112,17 +113,37 @@ class Watch(keras.callbacks.Callback):
         self.masks = [weight.mask.numpy().tolist() for weight in weights]
 
 
-def run(
-    strategy, build, config, *, decoupled=True, order=1, structure="weight", data=(X, Y), accumulate=None, **settings
-):
+@contextlib.contextmanager
+def noting(exchanged):
+    """Adds to `exchanged` what replicas average or sum together: bytes [in every step, in a condition of the graph]."""
+    original = tf.distribute.StrategyExtended.batch_reduce_to
+
+    def noted(self, reduce_op, pairs, options=None):
+        for value, _ in pairs:
+            first = self._container_strategy().experimental_local_results(value)[0]
+            number = int(tf.compat.v1.get_default_graph().name.startswith("cond"))
+            exchanged[number] += math.prod(first.shape) * first.dtype.size
+        return original(self, reduce_op, pairs, options)
+
+    tf.distribute.StrategyExtended.batch_reduce_to = noted
+    try:
+        yield
+    finally:
+        tf.distribute.StrategyExtended.batch_reduce_to = original
+
+
+def run(strategy, build, config, *, decoupled=True, order=1, structure="weight", data=(X, Y), **settings):
     with strategy.scope():
         keras.utils.set_random_seed(0)
         model = build(SensitivityRegularizer(1e-2 if decoupled else 1e-1, decoupled=decoupled, order=order))
         loss = "mse" if build is linear else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=accumulate), loss, **settings)
+        model.compile(keras.optimizers.SGD(0.1), loss, **settings)
     callback, watch = PruneAtEpochEnd(0.1, Sensitivity(**config), structure=structure), Watch()
-    model.fit(batches(*data), epochs=3, shuffle=False, verbose=0, callbacks=[callback, watch])
+    exchanged = [0, 0]
+    with noting(exchanged):
+        model.fit(batches(*data), epochs=3, shuffle=False, verbose=0, callbacks=[callback, watch])
     return {
+        "exchanged": exchanged,
         "weights": [w.tolist() for w in model.get_weights()],
         "sensitivities": watch.sensitivities,
         "masks": watch.masks,
