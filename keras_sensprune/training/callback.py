@@ -14,6 +14,7 @@ from keras_sensprune.errors import argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
+from keras_sensprune.training.machines import refuse_several_machines
 from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
 from keras_sensprune.training.session import attach, detach
 from keras_sensprune.training.sidecar import SideCar, path_argument
@@ -59,7 +60,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         DataError: before the first step, if the file at `state_path` is damaged, missing though epochs have gone
             before, or does not belong to this model at this time; after an epoch, if it cannot be written.
         ModelError: at the start of `fit`, if no weight of the model carries a `SensitivityRegularizer`, or the
-            structure applies to none of them.
+            structure applies to none of them; at once, in a process that trains on several machines.
         TrainingError: at an epoch's end, if a step met NaN, infinity, or a class label out of range.
 
     Example:
@@ -89,6 +90,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         state_path: str | os.PathLike[str] | None = None,
     ):
         super().__init__()
+        refuse_several_machines()
         self.threshold = threshold
         self._rule = rule_argument(threshold)
         if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
@@ -116,6 +118,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         super().set_model(model)
         detach(model)
         prunable_weights(model)
+        refuse_several_machines(model.distribute_strategy)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Attaches the rule to the model's train step."""
@@ -147,7 +150,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self._rule.check(session, self._moment(epoch))
         if self._sidecar is not None and before is None:
             self._sidecar.save(session, epoch, self.records)
-        elif self.keep_last_good:
+        if self.keep_last_good:
             self._good = [variable.numpy().copy() for variable in self.model.weights]
         self._start = before[0].nonzero_before if before else sum(weight.nonzero() for weight in session.weights)
         self._begun = True

@@ -14,10 +14,11 @@ from keras import ops
 from keras_sensprune.errors import ModelError
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.training.batch import forward_terms, loss_terms
-from keras_sensprune.training.gradients import SensitivityTape
+from keras_sensprune.training.gradients import Parts, SensitivityTape
 from keras_sensprune.training.health import StepHealth
 from keras_sensprune.training.outputs import Terms, model_terms
 from keras_sensprune.training.pace import Pace
+from keras_sensprune.training.replicas import refresh_together
 from keras_sensprune.training.state import PrunedWeight
 from keras_sensprune.training.targets import Target
 
@@ -205,17 +206,38 @@ class RuleStep:
         Returns:
             Whether a class number was out of range in a step that refreshes, a boolean tensor.
         """
-        several = self._replicas() > 1  # they cannot talk to each other inside a condition
+        refresh = ops.convert_to_tensor(self.pace.refreshes)
+        outputs: list[Terms] = []
 
-        def work() -> Any:
-            tape, outputs = sensed()
-            self._store(*self._refreshed(tape, outputs), self._step.due if several else None)
+        def sense() -> tuple[SensitivityTape, Any]:
+            tape, outputs[:] = sensed()
+            flags = [output.bad_labels for output in outputs if output.bad_labels is not None]
+            return tape, tf.reduce_any(tf.stack(flags)) if flags else tf.constant(False)
+
+        def store(weight: PrunedWeight, *found: Any) -> None:
+            averaged = self.sensitivity.scale != "raw" or any(output.varies for output in outputs)
+            weight.store(averaged, refresh, *found)
+
+        def alone() -> Any:
+            tape, bad = sense()
+            for weight, *found in zip(self.weights, *tape.sensitivities(outputs, refresh), strict=True):
+                store(weight, *found)
+            self.pace.count_refresh()
             if shrink:
                 self._shrink_in_place()
-            flags = [output.bad_labels for output in outputs if output.bad_labels is not None]
-            return tf.reduce_any(tf.stack(flags)) if flags else tf.constant(False)
+            return bad
 
-        return work() if several else self._when_due(work)
+        def of_replica() -> tuple[list[Parts], Any]:
+            tape, bad = sense()
+            return tape.signed_terms(outputs, refresh), bad
+
+        if self._replicas() == 1:
+            return self._when_due(alone)
+        strategy, due = self.model.distribute_strategy, self._step.due
+        synchronized = any(getattr(layer, "synchronized", False) for layer in self.model._flatten_layers())
+        bad = refresh_together(strategy, due, of_replica, self.weights, store, in_every_step=synchronized)
+        self.pace.count_refresh(due)
+        return bad
 
     def _refresh_and_shrink(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
         """Both from a forward pass that is shared with the user's step; labels are checked in every step."""
@@ -232,24 +254,6 @@ class RuleStep:
         if self._apart:  # one node in the steps that do not refresh, where its loops would be hundreds
             work = tf.function(work, autograph=False, experimental_attributes={"_noinline": True})
         return tf.cond(self._step.due, work, lambda: tf.constant(False))
-
-    def _refreshed(self, tape: SensitivityTape, outputs: list[Terms]) -> tuple[list[Any], list[Any]]:
-        """(variables, their values after this batch)."""
-        refresh = ops.convert_to_tensor(self.pace.refreshes)
-        sensitivities, curvatures = tape.sensitivities(outputs, refresh)
-        averaged = self.sensitivity.scale != "raw" or any(output.varies for output in outputs)
-        pairs = [
-            (w.sensitivity, w.refreshed(s, averaged, refresh)) for w, s in zip(self.weights, sensitivities, strict=True)
-        ]
-        for weight, curvature in zip(self.weights, curvatures, strict=True):
-            if weight.curvature is not None:
-                pairs.append((weight.curvature, ops.cast(curvature, "float32")))
-        return [variable for variable, _ in pairs], [value for _, value in pairs]
-
-    def _store(self, variables: list[Any], values: list[Any], due: Any | None = None) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value if due is None else ops.where(due, value, ops.convert_to_tensor(variable)))
-        self.pace.count_refresh(due)
 
     def _shrink_in_place(self) -> Any:
         """w <- w - d. The forward pass has read w; the optimizer's update comes after it."""
@@ -270,12 +274,7 @@ class RuleStep:
         def nothing() -> list[Any]:
             return [ops.zeros(w.variable.shape, w.variable.dtype) for w in shrinking]
 
-        if due is None or not shrinking:
-            values = taken()
-        elif self._replicas() == 1:
-            values = tf.cond(due, taken, nothing)
-        else:
-            values = [ops.where(due, d, zero) for d, zero in zip(taken(), nothing(), strict=True)]
+        values = taken() if due is None or not shrinking else tf.cond(due, taken, nothing)
         self._step.shrinkages = list(zip(shrinking, values, strict=True))
 
     def _updates(self) -> Any | None:

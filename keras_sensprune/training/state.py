@@ -104,10 +104,12 @@ class PrunedWeight:
         if _ACTIVE.get(id(self.variable)) is self:
             del _ACTIVE[id(self.variable)]
 
-    def refreshed(self, new: Any, averaged: bool, refresh: Any) -> Any:
-        """The stored sensitivity after refresh number `refresh`, which found `new`: that, or the running mean."""
+    def store(self, averaged: bool, refresh: Any, new: Any, curvature: Any = None) -> None:
+        """Stores what refresh number `refresh` has found: the sensitivity `new`, or the running mean with it."""
         new = ops.cast(new, "float32")
-        return running_mean(self.sensitivity, new, self.momentum, refresh) if averaged else new
+        self.sensitivity.assign(running_mean(self.sensitivity, new, self.momentum, refresh) if averaged else new)
+        if self.curvature is not None:
+            self.curvature.assign(ops.cast(curvature, "float32"))
 
     def _scaled(self, weight: Any) -> Any:
         """What takes the place of S, weight by weight."""
