@@ -21,6 +21,7 @@ from keras_sensprune.training.pace import Pace
 from keras_sensprune.training.replicas import refresh_together
 from keras_sensprune.training.state import PrunedWeight
 from keras_sensprune.training.targets import Target
+from keras_sensprune.training.updates import looks_at_weights
 
 _LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 
@@ -43,9 +44,9 @@ class RuleStep:
     An outer persistent tape, from which the sensitivities are taken where the loss is computed (so the forward pass is
     shared); the shrinkage, taken from the weights before the update; and flags for values that are not finite. The
     shrinkage is subtracted in place where the loss is computed, when the forward pass has read the weights and before
-    they are updated. Where that is not known to hold (a `train_step` or `compute_loss` of the user's own, an update
-    that may be skipped, several replicas), it is kept and subtracted after the update: the same rule at the price of
-    one more copy of the weights during the step.
+    they are updated. Where that is not known to come to the same (a `train_step` or `compute_loss` of the user's own,
+    an update that may be skipped or that looks at the weights, several replicas), it is kept and subtracted after the
+    update: the same rule at the price of one more copy of the weights during the step.
 
     Args:
         model: a built and compiled Keras model.
@@ -108,6 +109,7 @@ class RuleStep:
         state, updates = self._step, self._updates()
         state.active, state.calls, state.shrinkages = True, 0, None
         state.in_place = self._stock and updates is None and self._replicas() == 1
+        state.in_place = state.in_place and not looks_at_weights(self.model.optimizer)
         state.due = self.pace.due()
         try:
             if self.sensitivity.kind == "none":
