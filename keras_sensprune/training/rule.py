@@ -284,7 +284,7 @@ class RuleStep:
         optimizer: Any = getattr(self.model, "optimizer", None)
         inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
         if inner is not optimizer or getattr(inner, "gradient_accumulation_steps", None):
-            return ops.convert_to_tensor(inner.iterations)
+            return tf.identity(ops.convert_to_tensor(inner.iterations))  # its value now: Keras returns the variable
         return None
 
     def _subtract(self, shrinkages: list[tuple[PrunedWeight, Any]], real: Any | None) -> None:
