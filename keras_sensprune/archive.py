@@ -1,11 +1,10 @@
-"""Zip files of arrays: read as if an enemy had written them; written whole or not at all."""
+"""Zip files of arrays with a header and a digest: written whole or not at all, and read with suspicion."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from keras_sensprune.arrays import read_array
 from keras_sensprune.errors import DataError
 
 HEADER = "header.json"
@@ -37,41 +37,13 @@ def reading(path: str | os.PathLike[str], kind: str, remedy: str) -> Iterator[No
         raise DataError(f"{path}: it cannot be read as {kind} ({type(error).__name__}: {error}). {remedy}") from None
 
 
-def read_array(
+def array_of(
     archive: zipfile.ZipFile, key: str, refuse: Callable[[tuple[int, ...], np.dtype], str | None]
 ) -> np.ndarray:
-    """One array. Nothing is unpickled, and the size that it claims is checked before memory is taken for it.
-
-    Args:
-        archive: the open file.
-        key: the name of the array; its member is called `key` + ".npy".
-        refuse: (shape, dtype) -> why such an array is not wanted, as the end of "`key` ..."; None if it is.
-
-    Returns:
-        The array; it cannot be written to.
-
-    Raises:
-        DataError: if the array is not wanted or its member lies about its size.
-        Exception: almost any, if the member is damaged; see `reading`.
-    """
+    """One array of an open file, whose member is called `key` + ".npy"; see `read_array`."""
     entry = archive.getinfo(f"{key}.npy")
     with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise DataError(f"{key} has the unknown .npy version {version}.")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        problem = refuse(shape, dtype)
-        if problem:
-            raise DataError(f"{key} {problem}.")
-        claimed = math.prod(shape) * dtype.itemsize  # Python integers: no overflow
-        held = entry.file_size - file.tell()
-        if any(length < 0 for length in shape) or claimed != held:
-            raise DataError(f"{key} claims shape {shape} of {dtype}, {claimed:,} bytes, but holds {held:,}.")
-        data = file.read(claimed + 1)  # up to its end, where the checksum is verified
-    if len(data) != claimed:
-        raise DataError(f"{key} is cut off after {len(data):,} of {claimed:,} bytes.")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+        return read_array(file, key, entry.file_size, refuse)
 
 
 def write_sealed(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,19 +1,17 @@
-"""Named data sets and .npz files -> arrays. Files are read as if an enemy had written them."""
+"""Named data sets and .npz files of images and labels -> arrays."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from keras_sensprune.archive import read_array, reading
+from keras_sensprune.arrays import arrays_of_npz
 from keras_sensprune.errors import DataError, MissingPackageError, argument_error
 
 DATA_VARIABLE = "KERAS_SENSPRUNE_DATA"
-LARGEST_NPZ = 4 * 2**30  # bytes of the four arrays together, uncompressed; MNIST has 55 million
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _EXPECTED = (
     "Expected an .npz file with the keys of Keras's MNIST: x_train, x_test of shape (n, 28, 28), "
@@ -99,26 +97,12 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             ...
         keras_sensprune.errors.DataError: nowhere.npz: there is no such file.
     """
-    if not Path(path).is_file():
-        raise DataError(f"{path}: there is no such file.")
-    with reading(path, ".npz", _EXPECTED), zipfile.ZipFile(path) as archive:
-        raw = _members(archive)
+    try:
+        raw = arrays_of_npz(path, _KEYS)
+    except DataError as error:
+        missing = not Path(path).is_file()
+        raise (error if missing else DataError(f"{error} {_EXPECTED}")) from None
     return _checked(str(path), raw)
-
-
-def _members(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    missing = [key for key in _KEYS if f"{key}.npy" not in entries]
-    if missing:
-        raise DataError(f"it lacks the arrays {', '.join(missing)}.")
-    total = sum(entries[f"{key}.npy"].file_size for key in _KEYS)
-    if total > LARGEST_NPZ:
-        raise DataError(f"its arrays unpack to {total:,} bytes, more than the allowed {LARGEST_NPZ:,}.")
-    return {key: read_array(archive, key, _no_numbers) for key in _KEYS}
-
-
-def _no_numbers(shape: tuple[int, ...], dtype: np.dtype) -> str | None:
-    return None if dtype.kind in "uif" else f"has the dtype {dtype}, not numbers"
 
 
 def _checked(name: str, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

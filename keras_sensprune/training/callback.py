@@ -123,7 +123,9 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         """Attaches the rule to the model's train step."""
         self.records, self._floored, self._good, self._begun = [], set(), None, False
-        self._sidecar = None if self.state_path is None else SideCar(self.state_path, getattr(self._rule, "threshold", None))
+        self._sidecar = (
+            None if self.state_path is None else SideCar(self.state_path, getattr(self._rule, "threshold", None))
+        )
         self._session = attach(self.model, self.sensitivity, self.structure)
 
     def _moment(self, epoch: int) -> Moment:

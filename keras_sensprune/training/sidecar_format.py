@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sensprune.archive import read_array
+from keras_sensprune.archive import array_of
 from keras_sensprune.errors import DataError
 from keras_sensprune.records import PruneRecord, from_dict, to_dict
 from keras_sensprune.training.snapshot import Snapshot, counters, description, expected_arrays
@@ -84,7 +84,7 @@ def read_snapshot(archive: zipfile.ZipFile, header: dict[str, Any], number: int,
         def unexpected(*found: Any, expected: Any = expected) -> str | None:
             return None if found == expected else f"is {found[1]} of shape {found[0]}, not {expected[1]} {expected[0]}"
 
-        arrays[name] = read_array(archive, f"{number}/{name}", unexpected)
+        arrays[name] = array_of(archive, f"{number}/{name}", unexpected)
     state = header["states"][number]
     return Snapshot(
         state["epochs"],

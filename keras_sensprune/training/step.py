@@ -83,6 +83,7 @@ class PruningSession:
         if not in_fit:
             del names["train_step"]
         self._saved = {name: vars(self.model).get(name) for name in (*names, "train_function")}
+        object.__setattr__(self.model, SESSION, self)  # first: Ctrl-C from here on leaves nothing that cannot be undone
         for name, hook in names.items():
             object.__setattr__(self.model, name, hook)
         for weight in self.weights:
@@ -90,7 +91,6 @@ class PruningSession:
         for bias in self.biases:
             bias.attach()
         self._forget_test_function()
-        object.__setattr__(self.model, SESSION, self)
 
     def retrace(self) -> None:
         """Makes `fit` compile the hooked step, and detaches when an exception or Ctrl-C passes through it."""

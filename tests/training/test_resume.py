@@ -327,7 +327,7 @@ def test_a_custom_loop_refuses_a_missing_file_and_one_that_it_has_not_written(tm
 
 
 def rows(batches):
-    return [int(np.flatnonzero((X == row).all(axis=1))[0]) for x, _ in batches for row in x.numpy()]
+    return [int(np.flatnonzero((row == X).all(axis=1))[0]) for x, _ in batches for row in x.numpy()]
 
 
 def test_the_order_is_a_function_of_seed_and_updates():
