@@ -163,3 +163,19 @@ def test_what_cannot_work_is_refused_before_training_starts(trained):
         fit(ToleranceThreshold(V, 0.1), trained, structure=NofM(2, 4))
     with pytest.raises(ArgumentError, match="on which 'loss' is finite"):
         fit(ToleranceThreshold(V, 0.1), [*trained[:-1], trained[-1] * np.nan])
+
+
+def test_a_resumed_training_remembers_the_dense_metric(trained, tmp_path):
+    dense = []
+
+    class Spy(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            dense.append(self.model._sensprune_session.memory["dense"])
+
+    model, options = network(SensitivityRegularizer(0.0)), {"state_path": tmp_path / "state"}
+    model.set_weights(trained)
+    rule = ToleranceThreshold(V, 0.3)
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[PruneAtEpochEnd(rule, **options), Spy()])
+    model.fit(X, Y, epochs=3, initial_epoch=2, verbose=0, callbacks=[PruneAtEpochEnd(rule, **options), Spy()])
+    assert len(set(dense)) == 1
+    assert model.evaluate(*V, verbose=0)[0] != pytest.approx(dense[0], rel=1e-3)  # it would have been another by now
