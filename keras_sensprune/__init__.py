@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "SensitivityRegularizer": "keras_sensprune.training.regularizer",
     "PruneAtEpochEnd": "keras_sensprune.training.callback",
+    "BestAtSparsity": "keras_sensprune.training.best",
     "Block": "keras_sensprune.formulas.structures",
     "NofM": "keras_sensprune.formulas.structures",
     "Sensitivity": "keras_sensprune.formulas.sensitivity",
