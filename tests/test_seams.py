@@ -155,11 +155,13 @@ def test_a_callback_can_find_and_reorder_the_list_that_calls_it():
 
 def test_optimizers_keep_lists_of_one_slot_per_weight():
     names = {
-        "SGD": "momentums", "Muon": "momentums", "Adam": "_momentums", "RMSprop": "_momentums", "Nadam": "_momentums",
-        "Lamb": "_momentums", "Lion": "_momentums", "ScheduleFreeAdamW": "_momentums", "Adamax": "_m", "Ftrl": "_linears",
-    }  # fmt: skip
+        "momentums": ("SGD", "Muon"),
+        "_momentums": ("Adam", "RMSprop", "Nadam", "Lamb", "Lion", "ScheduleFreeAdamW"),
+        "_m": ("Adamax",),
+        "_linears": ("Ftrl",),
+    }
     variables = [keras.Variable(np.ones((3, 2), "float32")), keras.Variable(np.ones(2, "float32"))]
-    for name, slot in names.items():
+    for slot, name in ((slot, name) for slot, group in names.items() for name in group):
         settings = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
         optimizer = getattr(keras.optimizers, name)(use_ema=True, gradient_accumulation_steps=2, **settings)
         optimizer.build(variables)

@@ -41,8 +41,8 @@ class BestAtSparsity(MonitorCallback):  # type: ignore[misc, unused-ignore]
         training left it.
 
     Raises:
-        ArgumentError: if an argument is not allowed; at the start of `fit`, or after its first epoch, if `monitor` is
-            not in the logs or its direction is not known.
+        ArgumentError: if an argument is not allowed; after the first batch, if the direction of `monitor` is not
+            known; after the first epoch, if it is not in the logs.
         ModelError: after the first epoch, if the logs have no `sparsity`.
 
     Example:
@@ -81,9 +81,12 @@ class BestAtSparsity(MonitorCallback):  # type: ignore[misc, unused-ignore]
         self._looked = False  # whether the logs of an epoch have been seen
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Forgets an earlier `fit`; refuses a quantity whose direction Keras does not know, where that is known now."""
+        """Forgets an earlier `fit`."""
         self._forget()
-        if type(self.model).train_step is keras.Model.train_step:  # its metrics exist by now
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """In the first batch Keras has built the metrics: refuses a quantity whose direction they do not tell."""
+        if self.monitor_op is None and type(self.model).train_step is keras.Model.train_step:
             self._find_direction()
 
     def _find_direction(self) -> None:

@@ -85,9 +85,11 @@ class SensitivityRegularizer(keras.regularizers.Regularizer):
         if self._warned or not record.could_possibly_record() or not (self.strength or self._left_zeros):
             return
         self._warned = True
+        # Another text than before the pruning, because Python shows one text once
+        lost = "the weights that it has just pruned" if self._left_zeros else "pruned weights"
         effect = "does nothing" if self.decoupled else "acts as plain weight decay"
         warnings.warn(
-            f"SensitivityRegularizer {effect} without the PruneAtEpochEnd callback, and pruned weights may grow again. "
+            f"SensitivityRegularizer {effect} without the PruneAtEpochEnd callback, and {lost} may grow again. "
             "Pass `callbacks=[PruneAtEpochEnd(...)]` to `fit`, or use `make_pruning_step` in a custom loop.",
             stacklevel=2,
         )

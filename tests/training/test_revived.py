@@ -8,14 +8,20 @@ import pytest
 
 from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer
 from tests.training import test_fit
-from tests.training.test_fit import LOSS, OwnStep, X, Y, compiled, pristine, regularized, sequential, zeros
+from tests.training.test_fit import LOSS, OwnStep, X, Y, compiled, pristine, regularized, zeros
 
 fit = functools.partial(test_fit.fit, batch_size=16)
 ROUNDING = 1e-12  # of 1 - nonzero / total in float64
 
 
-def eager(optimizer=None, **settings):
-    return compiled(sequential, optimizer=optimizer, run_eagerly=True, **settings)
+def small(strength=1e-2):
+    r = SensitivityRegularizer(strength)
+    layers = [keras.layers.Dense(8, "relu", kernel_regularizer=r), keras.layers.Dense(4, kernel_regularizer=r)]
+    return keras.Sequential([keras.Input((12,)), *layers])
+
+
+def eager(optimizer=None, strength=1e-2):
+    return compiled(small, strength, optimizer, run_eagerly=True)
 
 
 def validated(model, *callbacks, **settings):
@@ -56,9 +62,7 @@ BOTH = pytest.mark.parametrize("position", ["before", "after"])
 # Averages of weights
 
 
-@pytest.mark.parametrize(
-    ("momentum", "overwrite"), [(0.0, None), (0.5, None), (0.99, None), (1.0, None), (0.0, 1), (0.5, 1), (0.99, 2)]
-)
+@pytest.mark.parametrize(("momentum", "overwrite"), [(0.0, None), (0.99, None), (1.0, None), (0.5, 1), (0.9, 2)])
 def test_averaged_weights_have_the_zeros_of_the_last_epoch(momentum, overwrite):
     settings = dict(use_ema=True, ema_momentum=momentum, ema_overwrite_frequency=overwrite)
     model = eager(keras.optimizers.SGD(0.05, **settings))
@@ -80,8 +84,17 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("swap_on_epoch", [False, True])
-@pytest.mark.parametrize(("wrapper", "position"), [(None, "after"), *((name, "before") for name in (None, *WRAPPED))])
+@pytest.mark.parametrize(
+    ("wrapper", "swap_on_epoch", "position"),
+    [
+        (None, False, "before"),
+        (None, True, "before"),
+        (None, True, "after"),
+        ("loss scaling", True, "before"),
+        ("several optimizers", False, "before"),
+        ("both", True, "after"),
+    ],
+)
 def test_swapped_averages_are_validated_pruned(wrapper, swap_on_epoch, position):
     optimizer = keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.5)
     model = eager(WRAPPED[wrapper](optimizer) if wrapper else optimizer)
@@ -125,9 +138,10 @@ def test_best_weights_are_those_of_their_epoch(position, averaging):
         np.testing.assert_array_equal(now, then)
     percent = [f"{100 * s:.1f} %" for s in history["sparsity"]]
     assert percent[0] != percent[-1]
+    same = max(epoch for epoch in range(3) if percent[epoch] == percent[0])  # the last epoch with these zeros is named
     assert said(caught) == [
-        "Another callback has restored weights with the zeros of epoch 0 (counted from 0). The model keeps them: its "
-        f"sparsity is {percent[0]}, not the {percent[-1]} of the last epoch, 2. For the best epoch that is sparse "
+        f"Another callback has restored weights with the zeros of epoch {same} (counted from 0). The model keeps them: "
+        f"its sparsity is {percent[0]}, not the {percent[-1]} of the last epoch, 2. For the best epoch that is sparse "
         "enough use BestAtSparsity(sparsity=...)."
     ]
 
@@ -193,21 +207,16 @@ def test_a_dense_snapshot_gets_the_masks(hook, tmp_path):
     model.save_weights(path)
     assert zeros(model) == 0
     loader = AtEpochEnd(lambda model: model.load_weights(path), hook)
-    for callbacks in ([loader, PruneAtEpochEnd(0.1)], [PruneAtEpochEnd(0.1), loader]):
-        history = fit(model, *callbacks)
-        assert zeros(model) == pytest.approx(history["sparsity"][-1], abs=ROUNDING)
-        assert history["sparsity"][-1] > 0
-        model.load_weights(path)
+    history = fit(model, loader, PruneAtEpochEnd(0.1))
+    assert zeros(model) == pytest.approx(history["sparsity"][-1], abs=ROUNDING)
+    assert history["sparsity"][-1] > 0
 
 
 # What optimizers keep
 
 KEEP = {  # optimizers that move a weight further after its gradient has become zero
     "SGD": dict(learning_rate=0.05, momentum=0.9),
-    "SGD nesterov": dict(learning_rate=0.05, momentum=0.9, nesterov=True),
     "Adam": {},
-    "Adam amsgrad": dict(amsgrad=True),
-    "AdamW": {},
     "Adamax": {},
     "Nadam": {},
     "Lamb": {},
@@ -216,7 +225,7 @@ KEEP = {  # optimizers that move a weight further after its gradient has become 
     "Ftrl": dict(learning_rate=0.1),
     "ScheduleFreeAdamW": {},
 }
-FORGET = {"Adagrad": {}, "Adadelta": {}, "Adafactor": {}, "RMSprop centered": dict(centered=True)}
+FORGET = {"Adagrad": {}, "Adafactor": {}}
 
 
 def single(optimizer):
@@ -231,14 +240,14 @@ def single(optimizer):
     ("name", "wrapper"), [*((name, None) for name in KEEP | FORGET), *(("Adam", name) for name in WRAPPED)]
 )
 def test_when_the_mask_is_lifted_no_memory_of_the_optimizer_moves_a_dead_weight(name, wrapper):
-    optimizer = getattr(keras.optimizers, name.split()[0])(**(KEEP | FORGET)[name])
+    optimizer = getattr(keras.optimizers, name)(**(KEEP | FORGET)[name])
     model = single(WRAPPED[wrapper](optimizer) if wrapper else optimizer)
     fit(model, PruneAtEpochEnd(0.1), epochs=2)
     kernel = model.layers[0].kernel
     before = kernel.numpy()
     dead = before == 0
     assert 0 < dead.mean() < 1
-    with pytest.warns(UserWarning, match="pruned weights may grow again"):
+    with pytest.warns(UserWarning, match="just pruned may grow again"):
         model.fit(np.zeros_like(X), Y, batch_size=8, verbose=0)  # inputs of zero: the kernel has no gradient
     after = kernel.numpy()
     assert np.all(after[dead] == 0)
@@ -316,7 +325,7 @@ def test_a_constraint_that_sets_zeros_to_something_does_not_bring_them_back():
 
 @pytest.mark.parametrize("strength", [1e-2, 0.0])
 def test_training_that_loses_the_zeros_warns_once_also_with_a_cached_train_function(strength, recwarn):
-    model = compiled(sequential, strength)
+    model = compiled(small, strength)
     fit(model, epochs=1)  # traces the train function
     recwarn.clear()
     fit(model, PruneAtEpochEnd(0.1), epochs=1)
@@ -324,8 +333,9 @@ def test_training_that_loses_the_zeros_warns_once_also_with_a_cached_train_funct
     for _ in range(2):
         fit(model, epochs=1)
     assert said(recwarn) == [
-        "SensitivityRegularizer does nothing without the PruneAtEpochEnd callback, and pruned weights may grow again. "
-        "Pass `callbacks=[PruneAtEpochEnd(...)]` to `fit`, or use `make_pruning_step` in a custom loop."
+        "SensitivityRegularizer does nothing without the PruneAtEpochEnd callback, and the weights that it has just "
+        "pruned may grow again. Pass `callbacks=[PruneAtEpochEnd(...)]` to `fit`, or use `make_pruning_step` in a "
+        "custom loop."
     ]
     assert zeros(model) < 0.05
 
