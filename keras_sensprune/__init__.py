@@ -20,6 +20,7 @@ _PUBLIC = {
     "SizeTarget": "keras_sensprune.training.size",
     "ToleranceThreshold": "keras_sensprune.training.tolerance",
     "SparsitySchedule": "keras_sensprune.formulas.schedules",
+    "BestAtSparsity": "keras_sensprune.training.best",
     "Block": "keras_sensprune.formulas.structures",
     "NofM": "keras_sensprune.formulas.structures",
     "Sensitivity": "keras_sensprune.formulas.sensitivity",

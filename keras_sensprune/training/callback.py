@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,13 +11,15 @@ from typing import Any
 
 import keras
 
-from keras_sensprune.errors import argument_error
+from keras_sensprune.errors import ModelError, argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.machines import refuse_several_machines
+from keras_sensprune.training.order import stand_first
+from keras_sensprune.training.revived import EpochPatterns
 from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
-from keras_sensprune.training.session import attach, detach
+from keras_sensprune.training.session import attach, attached, detach
 from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import PruningSession
 from keras_sensprune.training.targets import prunable_weights
@@ -29,7 +32,14 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
     when `fit` begins stay zero as well. If `fit` validates, the pruning happens just before, so that `val_*`
     describes the pruned model. The logs get `sparsity` (fraction of zeros), `compression` (weights / nonzero) and
     `penalty` (strength * sum of R over the decoupled weights), for History, the progress bar, TensorBoard and any
-    other callback that is listed after this one.
+    other callback.
+
+    The place in the list of callbacks does not matter: this one moves to its front, so that checkpoints and best
+    weights are taken after the pruning, and has the last word at the end of training. Then zeros that something else
+    has overwritten (moving averages, a dense snapshot) are set once more. The weights of an earlier epoch, as
+    `EarlyStopping(restore_best_weights=True)` restores them, are kept with the zeros of that epoch, and a warning
+    says so; `BestAtSparsity` restores the best epoch that is sparse enough. Inside a callback of your own that calls
+    others the place cannot be chosen: call this one first.
 
     Args:
         threshold: $T \ge 0$ on $|w|$, or on the root mean square of a group; or a rule that decides after each epoch
@@ -60,7 +70,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         DataError: before the first step, if the file at `state_path` is damaged, missing though epochs have gone
             before, or does not belong to this model at this time; after an epoch, if it cannot be written.
         ModelError: at the start of `fit`, if no weight of the model carries a `SensitivityRegularizer`, or the
-            structure applies to none of them; at once, in a process that trains on several machines.
+            structure applies to none of them, or if a second PruneAtEpochEnd is in the list; at once, in a process
+            that trains on several machines.
         TrainingError: at an epoch's end, if a step met NaN, infinity, or a class label out of range.
 
     Example:
@@ -109,7 +120,9 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self._sidecar: SideCar | None = None
         self._epoch: int | None = None  # the epoch that is running and not yet closed by a pruning
         self._begun = False
+        self._ordered = False  # whether we stand first and a closing callback last
         self._start = 0
+        self._patterns = EpochPatterns()
         self._good: list[Any] | None = None
         self._floored: set[str] = set()
 
@@ -119,13 +132,20 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         detach(model)
         prunable_weights(model)
         refuse_several_machines(model.distribute_strategy)
+        self._ordered = stand_first(self, self._close, self._finish)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Attaches the rule to the model's train step."""
+        if attached(self.model) not in (None, self._session):
+            detach(self.model)
+            raise ModelError(
+                "Two PruneAtEpochEnd callbacks are in the list of one `fit`. Pass one; it prunes all weights with a "
+                "SensitivityRegularizer."
+            )
+        self._patterns = EpochPatterns()
         self.records, self._floored, self._good, self._begun = [], set(), None, False
-        self._sidecar = (
-            None if self.state_path is None else SideCar(self.state_path, getattr(self._rule, "threshold", None))
-        )
+        number = getattr(self._rule, "threshold", None)
+        self._sidecar = None if self.state_path is None else SideCar(self.state_path, number)
         self._session = attach(self.model, self.sensitivity, self.structure)
 
     def _moment(self, epoch: int) -> Moment:
@@ -199,6 +219,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         due = epoch >= self.start_epoch and (epoch - self.start_epoch) % self.frequency == 0
         record = session.prune(self._rule if due else 0.0, self._moment(epoch))
         self.records.append(record)
+        self._patterns.note(record, session.weights)
         for label in set(record.kept_by_floor) - self._floored:
             self._floored.add(label)
             warnings.warn(
@@ -210,15 +231,26 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             self._good = [variable.numpy().copy() for variable in self.model.weights]
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Applies the masks once more (EMA and restored weights come after the last epoch) and detaches."""
+        """Ends the pruning, unless a closing callback does it when all others have restored what they restore."""
+        if not self._ordered:
+            self._close()
+
+    def _close(self) -> None:
+        """Sees to the zeros of the weights that `fit` will return, and detaches."""
         session = self._session
         if session is None:
             return
-        for weight in session.weights:
-            weight.remask()
-        session.silence()
-        end = sum(weight.nonzero() for weight in session.weights)
-        self._finish()
+        try:
+            came_back = self._patterns.find(session.weights)
+            if came_back is None:  # averages, or a snapshot of another time
+                session.remask()
+            elif came_back.nonzero not in {r.nonzero for r in self.records if r.epoch == session.chosen}:
+                self._tell_restored(came_back)
+            end = sum(weight.nonzero() for weight in session.weights)
+        finally:
+            self._finish()
+        if end < sum(math.prod(weight.variable.shape) for weight in session.weights):
+            session.leave_zeros()
         pruned_at = [r for r in self.records if r.threshold > 0]
         if pruned_at and end == self._start and self.threshold != 0:
             warnings.warn(
@@ -226,6 +258,17 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
                 "regularized weight was that small. Train longer, or raise the threshold or the strength.",
                 stacklevel=2,
             )
+
+    def _tell_restored(self, record: PruneRecord) -> None:
+        last = self.records[-1]
+        if record is last:
+            return
+        warnings.warn(
+            f"Another callback has restored weights with the zeros of epoch {record.epoch} (counted from 0). The model "
+            f"keeps them: its sparsity is {100 * record.sparsity:.1f} %, not the {100 * last.sparsity:.1f} % of the "
+            f"last epoch, {last.epoch}. For the best epoch that is sparse enough use BestAtSparsity(sparsity=...).",
+            stacklevel=2,
+        )
 
     def _finish(self) -> None:
         if self._session is not None:

@@ -27,6 +27,11 @@ def attach(model: Any, sensitivity: Sensitivity, structure: str | Block | NofM =
     return session
 
 
+def attached(model: Any) -> PruningSession | None:
+    """The session on a model, if it is being pruned now."""
+    return vars(model).get(SESSION) if isinstance(model, keras.Model) else None
+
+
 def detach(model: Any) -> bool:
     """Takes the pruning hooks off a model; its weights stay as they are.
 
@@ -48,7 +53,7 @@ def detach(model: Any) -> bool:
         >>> detach(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
         False
     """
-    session = vars(model).get(SESSION) if isinstance(model, keras.Model) else None
+    session = attached(model)
     if session is None:
         return False
     session.detach()

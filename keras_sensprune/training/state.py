@@ -31,7 +31,9 @@ def active_weight(variable: Any) -> PrunedWeight | None:
 
 
 class MaskConstraint:
-    """Multiplies a weight by its mask after every update, after the user's own constraint.
+    """Multiplies a weight by its mask after every update, before and after the user's own constraint.
+
+    Before, so that a norm is that of the weights that are left; after, because a constraint may set anything.
 
     Args:
         mask: variable of zeros and ones, the weight's shape.
@@ -43,8 +45,16 @@ class MaskConstraint:
         self.inner = inner
 
     def __call__(self, variable: Any) -> Any:
-        value = variable if self.inner is None else self.inner(variable)
-        return ops.multiply(value, ops.cast(self.mask, variable.dtype))
+        mask = ops.cast(self.mask, variable.dtype)
+        value = ops.multiply(variable, mask)
+        return value if self.inner is None else ops.multiply(self.inner(value), mask)
+
+
+def assign_masked(variable: Any, mask: np.ndarray) -> None:
+    """Sets the entries of a variable to zero where the mask is False, if any of them is not."""
+    value = variable.numpy()
+    if np.any(value[~mask]):
+        variable.assign(np.where(mask, value, np.zeros((), value.dtype)))  # not w * mask, which would leave -0.0
 
 
 def beside(variable: Any, initializer: str) -> Any:
@@ -93,9 +103,9 @@ class PrunedWeight:
         _ACTIVE[id(self.variable)] = self
 
     def keep_constraint(self) -> None:
-        """Applies the user's constraint once more after the shrinkage, which comes after the optimizer's step."""
+        """Applies the user's constraint once more, after the shrinkage or a pruning."""
         if self._constraint is not None:
-            self.variable.assign(self._constraint(self.variable))
+            self.variable.assign(self.variable.constraint(self.variable))
 
     def detach(self) -> None:
         """Puts the user's own constraint back."""
@@ -161,7 +171,10 @@ class PrunedWeight:
         self.mask.assign(mask.astype("float32"))
         kept = np.where(mask, value, np.zeros((), value.dtype))  # not w * mask, which would leave -0.0
         self.variable.assign(kept)
-        return int(np.count_nonzero(value)), int(np.count_nonzero(kept))
+        before, after = int(np.count_nonzero(value)), int(np.count_nonzero(kept))
+        if after < before:
+            self.keep_constraint()
+        return before, after
 
     def groups(self) -> tuple[int, int]:
         """(groups, groups that are not all zero) of this tensor; (0, 0) where weights are pruned one by one."""
@@ -171,10 +184,7 @@ class PrunedWeight:
 
     def remask(self) -> None:
         """Applies the mask once more, after something else has set the weight (EMA, restored weights)."""
-        value = self.variable.numpy()
-        mask = self.mask.numpy() != 0
-        if np.any(value[~mask]):
-            self.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+        assign_masked(self.variable, self.mask.numpy() != 0)
 
     def nonzero(self) -> int:
         """How many entries are not zero."""

@@ -17,9 +17,10 @@ from keras_sensprune.formulas.structures import Block, Layout, NofM, structure_a
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.gradients import SensitivityTape, curved_activation
 from keras_sensprune.training.grouping import group_weights
+from keras_sensprune.training.revived import clear_slots
 from keras_sensprune.training.rule import RuleStep
 from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
-from keras_sensprune.training.silence import silenced_biases
+from keras_sensprune.training.silence import SilencedBias, silenced_biases
 from keras_sensprune.training.state import PrunedWeight, items_of
 from keras_sensprune.training.targets import prunable_weights
 
@@ -64,7 +65,13 @@ class PruningSession:
             for weight in family if len(family) > 1 else ():
                 weight.family = tuple(family)
         self.memory: dict[str, float] = {}  # what a rule remembers from one pruning to the next
+        self.chosen: int | None = None  # epoch whose weights `BestAtSparsity` has restored
         self._saved: dict[str, Any] = {}
+
+    @property
+    def held(self) -> list[PrunedWeight | SilencedBias]:
+        """Everything with a mask."""
+        return [*self.weights, *self.biases]
 
     def _state(self, target: Any, layout: Layout | None) -> PrunedWeight:
         whole_groups = layout is not None and not layout.kept  # their penalty has no second order
@@ -86,10 +93,8 @@ class PruningSession:
         object.__setattr__(self.model, SESSION, self)  # first: Ctrl-C from here on leaves nothing that cannot be undone
         for name, hook in names.items():
             object.__setattr__(self.model, name, hook)
-        for weight in self.weights:
-            weight.attach()
-        for bias in self.biases:
-            bias.attach()
+        for state in self.held:
+            state.attach()
         self._forget_test_function()
 
     def retrace(self) -> None:
@@ -116,10 +121,8 @@ class PruningSession:
             else:
                 object.__setattr__(self.model, name, value)
         self._saved = {}
-        for weight in self.weights:
-            weight.detach()
-        for bias in self.biases:
-            bias.detach()
+        for state in self.held:
+            state.detach()
         self._forget_test_function()
         if vars(self.model).get(SESSION) is self:
             object.__delattr__(self.model, SESSION)
@@ -151,6 +154,7 @@ class PruningSession:
             for parts in zip(self.families, values, choice.masks, choice.floored, strict=True)
         ]
         self.silence()
+        clear_slots(getattr(self.model, "optimizer", None), [(w.variable, w.mask) for w in self.held])
         order = [number for family in self.grouping.families for number in family]
         results = [r for _, r in sorted(zip(order, itertools.chain(*pruned), strict=True))]
         groups = [weight.groups() for weight in self.weights]
@@ -187,6 +191,21 @@ class PruningSession:
         """Sets the biases of recurrent units that are dead to zero."""
         for bias in self.biases:
             bias.apply()
+
+    def remask(self) -> None:
+        """Applies the masks once more, after something else has set the weights."""
+        for weight in self.weights:
+            weight.remask()
+        self.silence()
+
+    def leave_zeros(self) -> None:
+        """Called after the end of a `fit` that leaves zeros: the next one warns if it does not keep them.
+
+        The warning comes where the train function is traced, so the next `fit` must trace a new one.
+        """
+        object.__setattr__(self.model, "train_function", None)
+        for weight in self.weights:
+            weight.regularizer.note_zeros()
 
     def _settle(self) -> None:
         """Shrinks for the updates since the last refresh, with the sensitivities of that refresh."""
