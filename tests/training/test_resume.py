@@ -93,8 +93,9 @@ def test_a_backup_whose_epoch_is_not_that_of_its_weights_is_refused_with_the_rep
     assert metadata["epoch"] == 3
     assert (folder / "error.txt").read_text() == (
         f"DataError: pruning.state: its state after {4 * STEPS} updates, as many as the model has made, belongs to the "
-        "beginning of epoch 4, but training starts at epoch 3. Train with fit(..., initial_epoch=4). If BackupAndRestore "
-        'chose the epoch, the process died between its two files: write "epoch": 4 into its training_metadata.json.'
+        "beginning of epoch 4, but training starts at epoch 3. Train with fit(..., initial_epoch=4). If "
+        'BackupAndRestore chose the epoch, the process died between its two files: write "epoch": 4 into its '
+        "training_metadata.json."
     )
     (folder / "backup" / "training_metadata.json").write_text(json.dumps({**metadata, "epoch": 4}))
     (folder / "error.txt").unlink()
@@ -107,14 +108,12 @@ def test_a_backup_whose_epoch_is_not_that_of_its_weights_is_refused_with_the_rep
 
 def dropout():
     r = SensitivityRegularizer(1e-2)
-    return keras.Sequential(
-        [keras.Input((12,)), D(8, "relu", kernel_regularizer=r), keras.layers.BatchNormalization()]
-        + [keras.layers.Dropout(0.3), D(10, kernel_regularizer=r)]
-    )
+    layers = [D(8, "relu", kernel_regularizer=r), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+    return keras.Sequential([keras.Input((12,)), *layers, D(10, kernel_regularizer=r)])
 
 
 def recurrent():
-    r = SensitivityRegularizer(3e-2)
+    r = SensitivityRegularizer(8e-2)
     gru = keras.layers.GRU(6, kernel_regularizer=r, recurrent_regularizer=r, dropout=0.2, bias_initializer="ones")
     return keras.Sequential([keras.Input((12,)), keras.layers.Reshape((3, 4)), gru, D(10)])
 
@@ -258,7 +257,7 @@ def test_a_dense_fit_may_come_before_and_a_first_epoch_that_was_broken_off(tmp_p
 
     expected = dense(), tmp_path / "whole"
     records = train(*expected, 2)
-    broken = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: 1 / 0)
+    broken = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(dense(), tmp_path / "broken", 2, broken)
     assert (tmp_path / "broken").exists()
@@ -314,7 +313,7 @@ def test_a_custom_loop_refuses_a_missing_file_and_one_that_it_has_not_written(tm
         step.prune(0.05)
         step.save_state(path)
     with make_pruning_step(compiled(dropout)) as other:
-        with pytest.raises(DataError, match="belongs to another run. Load it, delete it, or choose another path"):
+        with pytest.raises(DataError, match=r"belongs to another run\. Load it, delete it, or choose another path"):
             other.save_state(path)
         assert other.load_state(path) == 1
         other.save_state(path)
@@ -327,7 +326,7 @@ def test_a_custom_loop_refuses_a_missing_file_and_one_that_it_has_not_written(tm
 
 
 def rows(batches):
-    return [int(np.flatnonzero((X == row).all(axis=1))[0]) for x, _ in batches for row in x.numpy()]
+    return [int(np.flatnonzero((row == X).all(axis=1))[0]) for x, _ in batches for row in x]
 
 
 def test_the_order_is_a_function_of_seed_and_updates():
@@ -345,21 +344,23 @@ def test_the_order_is_a_function_of_seed_and_updates():
     assert rows(data_of_model) == first
 
 
-@pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 3}, {"run_eagerly": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 3}], ids=str)
 def test_fit_gives_each_epoch_its_own_order(settings):
     seen = []
 
     class Watching(keras.layers.Layer):
         def call(self, x):
-            return tf.py_function(lambda v: seen.append(v.numpy()) or v, [x], x.dtype)
+            return tf.ensure_shape(tf.py_function(lambda v: seen.append(v.numpy()) or v, [x], x.dtype), x.shape)
 
-    model = compiled(dropout)
-    watching = keras.Sequential([keras.Input((12,)), Watching(), keras.layers.Reshape((12,)), D(10)])
-    watching.compile("sgd", LOSS, **settings)
-    watching.fit(epoch_data(X, Y, 32, 5, watching), epochs=2, shuffle=False, verbose=0)
+        def compute_output_shape(self, shape):
+            return shape
+
+    model = keras.Sequential([keras.Input((12,)), Watching(), D(10)])
+    model.compile("sgd", LOSS, **settings)
+    model.fit(epoch_data(X, Y, 32, 5, model), epochs=2, shuffle=False, verbose=0)
     for epoch in range(2):
         model.optimizer.iterations.assign(epoch * STEPS)
-        expected = np.concatenate([x.numpy() for x, _ in epoch_data(X, Y, 32, 5, model)])
+        expected = np.concatenate([x for x, _ in epoch_data(X, Y, 32, 5, model)])
         np.testing.assert_array_equal(np.concatenate(seen[epoch * STEPS : (epoch + 1) * STEPS]), expected)
 
 
@@ -367,7 +368,7 @@ def test_data_may_be_nested_and_weighted():
     model = compiled(dropout)
     weight = np.arange(len(X), dtype="float32")
     x, y, w = next(iter(epoch_data({"a": X, "b": (X, weight)}, Y, 8, 0, model, sample_weight=weight)))
-    taken = w.numpy().astype(int)
+    taken = w.astype(int)
     np.testing.assert_array_equal(x["a"], X[taken])
     np.testing.assert_array_equal(x["b"][1], weight[taken])
     np.testing.assert_array_equal(y, Y[taken])
@@ -391,5 +392,5 @@ def test_data_that_cannot_be_ordered_is_refused(changed, told):
 
 
 def test_data_of_a_model_without_an_optimizer_is_refused():
-    with pytest.raises(ModelError, match="has no optimizer that counts its updates. Compile it first"):
+    with pytest.raises(ModelError, match=r"has no optimizer that counts its updates\. Compile it first"):
         epoch_data(X, Y, 8, 0, dropout())
