@@ -42,8 +42,8 @@ class EpochData(keras.utils.PyDataset):
 def epoch_data(x: Any, y: Any, batch_size: int, seed: int, model: Any, *, sample_weight: Any = None) -> EpochData:
     """Batches in an order that depends on the seed and the epoch alone, however often training was stopped.
 
-    `fit(x, y)` shuffles with generators that no checkpoint holds. Here the order of an epoch is drawn from `seed` and the
-    number of updates that the optimizer has made when it begins, which every checkpoint of Keras restores.
+    `fit(x, y)` shuffles with generators that no checkpoint holds. Here the order of an epoch is drawn from `seed` and
+    the number of updates that the optimizer has made when it begins, which every checkpoint of Keras restores.
 
     Args:
         x: array of shape (examples, ...), or a tuple or dictionary of such arrays.
@@ -55,8 +55,8 @@ def epoch_data(x: Any, y: Any, batch_size: int, seed: int, model: Any, *, sample
 
     Returns:
         A `keras.utils.PyDataset` of (x, y) or (x, y, sample_weight). Pass it to `fit` with `shuffle=False` (by default
-        Keras puts the batches of any finite PyDataset in an order of its own) and without `steps_per_epoch`; or go through
-        it in a loop of your own, once per epoch.
+        Keras puts the batches of any finite PyDataset in an order of its own) and without `steps_per_epoch`; or go
+        through it in a loop of your own, once per epoch.
 
     Raises:
         ArgumentError: if the arrays differ in length or are empty, or a number is not allowed.

@@ -30,7 +30,7 @@ def killed_runs(folder, *scenarios):
     """Runs the recipe of the page, see resume_runs.py."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, str(ROOT / "tests" / "training" / "resume_runs.py"), str(folder), *scenarios]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -56,32 +56,27 @@ def test_a_killed_process_is_resumed_bit_for_bit_by_the_same_script(tmp_path):
     assert_same(outcome(tmp_path / "batch"), expected)
 
 
+SCENARIOS = (
+    "other order: batch",
+    "first batch",
+    "last batch+validation",
+    "before first backup",
+    "before backup",
+    "torn backup",
+    "inside our file",
+    "before our file has its name",
+)
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
-    killed_runs(
-        folder, "whole", "other order: batch", "first batch", "last batch+validation+first batch", "before first backup"
-    )
-    killed_runs(folder, "before backup", "other order: before backup", "torn backup", "backup without epoch")
-    killed_runs(folder, "inside our file", "before our file has its name")
+    killed_runs(folder, "whole", "backup without epoch", *SCENARIOS)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        "other order: batch",
-        "first batch",
-        "last batch+validation+first batch",
-        "before first backup",
-        "before backup",
-        "other order: before backup",
-        "torn backup",
-        "inside our file",
-        "before our file has its name",
-    ],
-)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_it_does_not_matter_where_the_process_was_killed(whole_run, scenario):
     assert_same(outcome(whole_run / scenario), outcome(whole_run / "whole"))
 
@@ -153,7 +148,7 @@ CASES = {
         {},
     ),
 }
-FAST = ("dropout", "recurrent units")
+FAST = ("dropout",)
 SHOWN = [pytest.param(case, marks=[] if case in FAST else [pytest.mark.slow]) for case in CASES]
 
 
@@ -177,7 +172,7 @@ def values(model):
     return [v.numpy() for v in [*model.weights, *model.optimizer.variables]]
 
 
-@pytest.mark.filterwarnings("ignore:structure=unit does not apply")
+@pytest.mark.filterwarnings("ignore:All weights of")  # some layers of these small networks die but for one unit
 @pytest.mark.parametrize("case", SHOWN)
 def test_saved_loaded_and_trained_on_is_the_uninterrupted_run(case, tmp_path):
     build, optimizer, sensitivity, settings = CASES[case]
@@ -194,7 +189,7 @@ def test_saved_loaded_and_trained_on_is_the_uninterrupted_run(case, tmp_path):
     assert_same((values(resumed), records), (values(whole), expected))
 
 
-@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize("position", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_model_checkpoints_are_those_of_the_state_file_wherever_the_callback_stands(tmp_path, position):
     whole = compiled(dropout)
     expected = train(whole, tmp_path / "whole", 4)
@@ -248,6 +243,7 @@ def test_fit_refuses_to_begin_with_a_file_that_does_not_belong_to_it(tmp_path):
     assert "it is damaged" in refused(model, path, initial_epoch=2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*without the PruneAtEpochEnd callback")
 def test_a_dense_fit_may_come_before_and_a_first_epoch_that_was_broken_off(tmp_path):
     def dense():
