@@ -1,9 +1,10 @@
 """Runs the recipe of docs/resume.md in processes that are killed: python resume_runs.py FOLDER SCENARIO...
 
-A scenario is a list of kill points with "+" between them, or "whole", which is not interrupted; after "other order: " the
-two callbacks of the recipe change places; after "again: " one more process goes on with that scenario. At each kill point one process dies by SIGKILL; one more process then goes on to the end. All start the same script in the folder of their
-scenario. They are forks of this one, which has imported TensorFlow but not yet used it. The last process of a scenario
-leaves `sparse.keras` and `records.json`, or `error.txt`.
+A scenario is a list of kill points with "+" between them, or "whole", which is not interrupted; after "other order: "
+the two callbacks of the recipe change places; after "again: " one more process goes on with that scenario. At each kill
+point one process dies by SIGKILL; one more process then goes on to the end. All start the same script in the folder of
+their scenario. They are forks of this one, which has imported TensorFlow but not yet used it. The last process of a
+scenario leaves `sparse.keras` and `records.json`, or `error.txt`.
 """
 
 import os

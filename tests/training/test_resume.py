@@ -30,7 +30,7 @@ def killed_runs(folder, *scenarios):
     """Runs the recipe of the page, see resume_runs.py."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, str(ROOT / "tests" / "training" / "resume_runs.py"), str(folder), *scenarios]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -56,32 +56,27 @@ def test_a_killed_process_is_resumed_bit_for_bit_by_the_same_script(tmp_path):
     assert_same(outcome(tmp_path / "batch"), expected)
 
 
+SCENARIOS = (
+    "other order: batch",
+    "first batch",
+    "last batch+validation",
+    "before first backup",
+    "before backup",
+    "torn backup",
+    "inside our file",
+    "before our file has its name",
+)
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
-    killed_runs(
-        folder, "whole", "other order: batch", "first batch", "last batch+validation+first batch", "before first backup"
-    )
-    killed_runs(folder, "before backup", "other order: before backup", "torn backup", "backup without epoch")
-    killed_runs(folder, "inside our file", "before our file has its name")
+    killed_runs(folder, "whole", "backup without epoch", *SCENARIOS)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        "other order: batch",
-        "first batch",
-        "last batch+validation+first batch",
-        "before first backup",
-        "before backup",
-        "other order: before backup",
-        "torn backup",
-        "inside our file",
-        "before our file has its name",
-    ],
-)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_it_does_not_matter_where_the_process_was_killed(whole_run, scenario):
     assert_same(outcome(whole_run / scenario), outcome(whole_run / "whole"))
 
@@ -93,8 +88,9 @@ def test_a_backup_whose_epoch_is_not_that_of_its_weights_is_refused_with_the_rep
     assert metadata["epoch"] == 3
     assert (folder / "error.txt").read_text() == (
         f"DataError: pruning.state: its state after {4 * STEPS} updates, as many as the model has made, belongs to the "
-        "beginning of epoch 4, but training starts at epoch 3. Train with fit(..., initial_epoch=4). If BackupAndRestore "
-        'chose the epoch, the process died between its two files: write "epoch": 4 into its training_metadata.json.'
+        "beginning of epoch 4, but training starts at epoch 3. Train with fit(..., initial_epoch=4). If "
+        'BackupAndRestore chose the epoch, the process died between its two files: write "epoch": 4 into its '
+        "training_metadata.json."
     )
     (folder / "backup" / "training_metadata.json").write_text(json.dumps({**metadata, "epoch": 4}))
     (folder / "error.txt").unlink()
@@ -107,14 +103,12 @@ def test_a_backup_whose_epoch_is_not_that_of_its_weights_is_refused_with_the_rep
 
 def dropout():
     r = SensitivityRegularizer(1e-2)
-    return keras.Sequential(
-        [keras.Input((12,)), D(8, "relu", kernel_regularizer=r), keras.layers.BatchNormalization()]
-        + [keras.layers.Dropout(0.3), D(10, kernel_regularizer=r)]
-    )
+    layers = [D(8, "relu", kernel_regularizer=r), keras.layers.BatchNormalization(), keras.layers.Dropout(0.3)]
+    return keras.Sequential([keras.Input((12,)), *layers, D(10, kernel_regularizer=r)])
 
 
 def recurrent():
-    r = SensitivityRegularizer(3e-2)
+    r = SensitivityRegularizer(8e-2)
     gru = keras.layers.GRU(6, kernel_regularizer=r, recurrent_regularizer=r, dropout=0.2, bias_initializer="ones")
     return keras.Sequential([keras.Input((12,)), keras.layers.Reshape((3, 4)), gru, D(10)])
 
@@ -154,7 +148,7 @@ CASES = {
         {},
     ),
 }
-FAST = ("dropout", "recurrent units")
+FAST = ("dropout",)
 SHOWN = [pytest.param(case, marks=[] if case in FAST else [pytest.mark.slow]) for case in CASES]
 
 
@@ -178,7 +172,7 @@ def values(model):
     return [v.numpy() for v in [*model.weights, *model.optimizer.variables]]
 
 
-@pytest.mark.filterwarnings("ignore:structure=unit does not apply")
+@pytest.mark.filterwarnings("ignore:All weights of")  # some layers of these small networks die but for one unit
 @pytest.mark.parametrize("case", SHOWN)
 def test_saved_loaded_and_trained_on_is_the_uninterrupted_run(case, tmp_path):
     build, optimizer, sensitivity, settings = CASES[case]
@@ -195,7 +189,7 @@ def test_saved_loaded_and_trained_on_is_the_uninterrupted_run(case, tmp_path):
     assert_same((values(resumed), records), (values(whole), expected))
 
 
-@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize("position", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_model_checkpoints_are_those_of_the_state_file_wherever_the_callback_stands(tmp_path, position):
     whole = compiled(dropout)
     expected = train(whole, tmp_path / "whole", 4)
@@ -249,6 +243,7 @@ def test_fit_refuses_to_begin_with_a_file_that_does_not_belong_to_it(tmp_path):
     assert "it is damaged" in refused(model, path, initial_epoch=2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*without the PruneAtEpochEnd callback")
 def test_a_dense_fit_may_come_before_and_a_first_epoch_that_was_broken_off(tmp_path):
     def dense():
@@ -258,7 +253,7 @@ def test_a_dense_fit_may_come_before_and_a_first_epoch_that_was_broken_off(tmp_p
 
     expected = dense(), tmp_path / "whole"
     records = train(*expected, 2)
-    broken = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: 1 / 0)
+    broken = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(dense(), tmp_path / "broken", 2, broken)
     assert (tmp_path / "broken").exists()
@@ -314,7 +309,7 @@ def test_a_custom_loop_refuses_a_missing_file_and_one_that_it_has_not_written(tm
         step.prune(0.05)
         step.save_state(path)
     with make_pruning_step(compiled(dropout)) as other:
-        with pytest.raises(DataError, match="belongs to another run. Load it, delete it, or choose another path"):
+        with pytest.raises(DataError, match=r"belongs to another run\. Load it, delete it, or choose another path"):
             other.save_state(path)
         assert other.load_state(path) == 1
         other.save_state(path)
@@ -327,7 +322,7 @@ def test_a_custom_loop_refuses_a_missing_file_and_one_that_it_has_not_written(tm
 
 
 def rows(batches):
-    return [int(np.flatnonzero((row == X).all(axis=1))[0]) for x, _ in batches for row in x.numpy()]
+    return [int(np.flatnonzero((row == X).all(axis=1))[0]) for x, _ in batches for row in x]
 
 
 def test_the_order_is_a_function_of_seed_and_updates():
@@ -345,21 +340,23 @@ def test_the_order_is_a_function_of_seed_and_updates():
     assert rows(data_of_model) == first
 
 
-@pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 3}, {"run_eagerly": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 3}], ids=str)
 def test_fit_gives_each_epoch_its_own_order(settings):
     seen = []
 
     class Watching(keras.layers.Layer):
         def call(self, x):
-            return tf.py_function(lambda v: seen.append(v.numpy()) or v, [x], x.dtype)
+            return tf.ensure_shape(tf.py_function(lambda v: seen.append(v.numpy()) or v, [x], x.dtype), x.shape)
 
-    model = compiled(dropout)
-    watching = keras.Sequential([keras.Input((12,)), Watching(), keras.layers.Reshape((12,)), D(10)])
-    watching.compile("sgd", LOSS, **settings)
-    watching.fit(epoch_data(X, Y, 32, 5, watching), epochs=2, shuffle=False, verbose=0)
+        def compute_output_shape(self, shape):
+            return shape
+
+    model = keras.Sequential([keras.Input((12,)), Watching(), D(10)])
+    model.compile("sgd", LOSS, **settings)
+    model.fit(epoch_data(X, Y, 32, 5, model), epochs=2, shuffle=False, verbose=0)
     for epoch in range(2):
         model.optimizer.iterations.assign(epoch * STEPS)
-        expected = np.concatenate([x.numpy() for x, _ in epoch_data(X, Y, 32, 5, model)])
+        expected = np.concatenate([x for x, _ in epoch_data(X, Y, 32, 5, model)])
         np.testing.assert_array_equal(np.concatenate(seen[epoch * STEPS : (epoch + 1) * STEPS]), expected)
 
 
@@ -367,7 +364,7 @@ def test_data_may_be_nested_and_weighted():
     model = compiled(dropout)
     weight = np.arange(len(X), dtype="float32")
     x, y, w = next(iter(epoch_data({"a": X, "b": (X, weight)}, Y, 8, 0, model, sample_weight=weight)))
-    taken = w.numpy().astype(int)
+    taken = w.astype(int)
     np.testing.assert_array_equal(x["a"], X[taken])
     np.testing.assert_array_equal(x["b"][1], weight[taken])
     np.testing.assert_array_equal(y, Y[taken])
@@ -391,5 +388,5 @@ def test_data_that_cannot_be_ordered_is_refused(changed, told):
 
 
 def test_data_of_a_model_without_an_optimizer_is_refused():
-    with pytest.raises(ModelError, match="has no optimizer that counts its updates. Compile it first"):
+    with pytest.raises(ModelError, match=r"has no optimizer that counts its updates\. Compile it first"):
         epoch_data(X, Y, 8, 0, dropout())
