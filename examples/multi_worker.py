@@ -118,7 +118,7 @@ def save(step, model, state, weights):
 
 
 def start_workers(command, count=2):
-    """Starts the command as the processes of a cluster on this machine; returns their exit codes as soon as one fails or all end."""
+    """Starts a command as a cluster on this machine; returns the exit codes as soon as a process fails or all end."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
