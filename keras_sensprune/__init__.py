@@ -21,7 +21,7 @@ _PUBLIC = {
     "Sensitivity": "keras_sensprune.formulas.sensitivity",
     "add_regularizer": "keras_sensprune.training.targets",
     "make_pruning_step": "keras_sensprune.training.session",
-    "epoch_data": "keras_sensprune.training.order",
+    "epoch_data": "keras_sensprune.training.shuffling",
     "pruning": "keras_sensprune.training.session",
     "detach": "keras_sensprune.training.session",
     "weight_sensitivities": "keras_sensprune.training.batch",

@@ -136,15 +136,15 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         if before is None:
             for weight in session.weights:
                 weight.take_zeros()
-        else:
+        session.silence()
+        self._start = sum(weight.nonzero() for weight in session.weights)
+        if before is not None:
             self.records = list(before)
             self._floored = {label for record in before for label in record.kept_by_floor}
-        session.silence()
-        if self._sidecar is not None and before is None:
-            self._sidecar.save(session, epoch, self.records)
-        elif self.keep_last_good:
-            self._good = [variable.numpy().copy() for variable in self.model.weights]
-        self._start = before[0].nonzero_before if before else sum(weight.nonzero() for weight in session.weights)
+            self._start = before[0].nonzero_before
+            self._keep_good()
+        elif self._sidecar is not None:
+            self._sidecar.save(session, epoch, ())
         self._begun = True
 
     @contextlib.contextmanager
@@ -196,6 +196,9 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
                 "that the layer is not empty. Lower the threshold or the strength for this layer.",
                 stacklevel=2,
             )
+        self._keep_good()
+
+    def _keep_good(self) -> None:
         if self.keep_last_good:
             self._good = [variable.numpy().copy() for variable in self.model.weights]
 

@@ -143,6 +143,19 @@ class PruningStep:
             ArgumentError: if `path` is no path of a file.
             DataError: if the file is missing, damaged, of another model, or none of its states has as many updates as
                 the model's optimizer.
+
+        Example:
+            >>> import keras
+            >>> from keras_sensprune import SensitivityRegularizer, make_pruning_step
+            >>> layer = keras.layers.Dense(1, kernel_regularizer=SensitivityRegularizer(1e-4))
+            >>> model = keras.Sequential([keras.Input((2,)), layer])
+            >>> model.compile("sgd", "mse")
+            >>> with make_pruning_step(model) as step:
+            ...     record = step.prune(threshold=10.0)
+            ...     step.save_state("pruning.state")
+            >>> with make_pruning_step(model) as step:
+            ...     step.load_state("pruning.state")
+            1
         """
         self.records = list(self._sidecar(path).restore(self._session) or ())
         self._session.silence()
@@ -181,7 +194,8 @@ def make_pruning_step(
         structure: what is pruned together, as in `PruneAtEpochEnd`.
 
     Returns:
-        A callable `step(data) -> logs` with `step.prune(threshold)` and `step.close()`; also a context manager.
+        A callable `step(data) -> logs` with `step.prune(threshold)`, `step.records`, `step.save_state(path)` and
+        `step.load_state(path)` (see docs/resume.md), and `step.close()`; also a context manager.
         `data` is what `model.train_step` takes: x, (x, y) or (x, y, sample_weight).
 
     Raises:

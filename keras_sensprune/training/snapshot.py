@@ -55,7 +55,7 @@ def updates_made(model: Any) -> int:
         raise ModelError(
             f"Model {getattr(model, 'name', model)!r} has no optimizer that counts its updates. Compile it first."
         )
-    return int(keras.ops.convert_to_numpy(iterations))
+    return int(iterations.numpy())
 
 
 def take_snapshot(session: PruningSession, epochs: int, records: Sequence[PruneRecord]) -> Snapshot:

@@ -1,9 +1,10 @@
 """Runs the recipe of docs/resume.md in processes that are killed: python resume_runs.py FOLDER SCENARIO...
 
-A scenario is a list of kill points with "+" between them, or "whole", which is not interrupted. At each kill point one
-process dies by SIGKILL; one more process then goes on to the end. All start the same script in the folder of their
-scenario. They are forks of this one, which has imported TensorFlow but not yet used it. The last process of a scenario
-leaves `sparse.keras` and `records.json`, or `error.txt`.
+A scenario is a list of kill points with "+" between them, or "whole", which is not interrupted; after "other order: "
+the two callbacks of the recipe change places; after "again: " one more process goes on with that scenario. At each kill
+point one process dies by SIGKILL; one more process then goes on to the end. All start the same script in the folder of
+their scenario. They are forks of this one, which has imported TensorFlow but not yet used it. The last process of a
+scenario leaves `sparse.keras` and `records.json`, or `error.txt`.
 """
 
 import os
@@ -17,7 +18,7 @@ from keras.callbacks import BackupAndRestore
 
 from keras_sensprune import archive
 from keras_sensprune.records import to_json
-from keras_sensprune.training import callback, order  # noqa: F401  so that no fork must import them
+from keras_sensprune.training import callback, shuffling  # noqa: F401  so that no fork must import them
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "resume.md"
 STEPS = 7  # batches of one epoch
@@ -83,7 +84,15 @@ KILL = {
 }
 
 
-def run(kill):
+def recipe(other_order):
+    script = blocks()[0]
+    if other_order:
+        script = script.replace("callbacks=[pruner, backup]", "callbacks=[backup, pruner]")
+        assert script != blocks()[0]
+    return compile(script, str(PAGE), "exec")
+
+
+def run(kill, script):
     """One process: its exit status."""
     sys.stdout.flush()
     child = os.fork()
@@ -92,9 +101,9 @@ def run(kill):
     try:
         if kill:
             KILL[kill]()
-        script = {**data(), "__name__": "__main__"}
-        exec(compile(blocks()[0], str(PAGE), "exec"), script)
-        Path("records.json").write_text(to_json(script["pruner"].records))
+        names = {**data(), "__name__": "__main__"}
+        exec(script, names)
+        Path("records.json").write_text(to_json(names["pruner"].records))
         os._exit(0)
     except BaseException as error:
         Path("error.txt").write_text(f"{type(error).__name__}: {error}")
@@ -103,14 +112,16 @@ def run(kill):
 
 def main(folder, *scenarios):
     for scenario in scenarios:
-        place = Path(folder) / scenario
+        place = Path(folder) / scenario.removeprefix("again: ")
         place.mkdir(parents=True, exist_ok=True)
         os.chdir(place)
-        for kill in [] if scenario == "whole" else scenario.split("+"):
-            status = run(kill)
+        script = recipe(scenario.startswith("other order: "))
+        kills = scenario.removeprefix("other order: ").split("+")
+        for kill in [] if scenario == "whole" or scenario.startswith("again: ") else kills:
+            status = run(kill, script)
             assert os.WIFSIGNALED(status), f"the process was not killed: {kill}, status {status}"
             assert os.WTERMSIG(status) == signal.SIGKILL
-        run(None)
+        run(None, script)
 
 
 if __name__ == "__main__":

@@ -68,13 +68,16 @@ def test_one_worker_is_no_cluster():
 
 
 def test_a_process_in_a_cluster_is_refused_unless_the_scope_says_otherwise(monkeypatch):
+    alone = tf.distribute.OneDeviceStrategy("CPU:0")
     cluster = SimpleNamespace(job=[SimpleNamespace(name="worker", tasks={0: "a:1", 1: "b:1"})])
-    monkeypatch.setattr(context.context(), "_collective_ops_server_def", SimpleNamespace(cluster=cluster))
-    with pytest.raises(ModelError) as caught:
-        PruneAtEpochEnd()
+    with monkeypatch.context() as patch:
+        patch.setattr(context.context(), "_collective_ops_server_def", SimpleNamespace(cluster=cluster))
+        with pytest.raises(ModelError) as caught:
+            PruneAtEpochEnd()
+        with alone.scope():
+            callback = PruneAtEpochEnd()
     assert str(caught.value) == MESSAGE
-    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
-        callback = PruneAtEpochEnd()
+    with alone.scope():
         layer = keras.layers.Dense(1, kernel_regularizer=SensitivityRegularizer(1e-3))
         model = keras.Sequential([keras.Input((2,)), layer])
     callback.set_model(model)

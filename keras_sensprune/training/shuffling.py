@@ -5,19 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
-import tensorflow as tf
 from keras import tree
 
 from keras_sensprune.errors import argument_error
 from keras_sensprune.training.snapshot import updates_made
 
 
-def epoch_data(x: Any, y: Any, batch_size: int, seed: int, model: Any, *, sample_weight: Any = None) -> Any:
+class EpochData(keras.utils.PyDataset):
+    """Batches in an order that is drawn when an epoch begins; made by `epoch_data`."""
+
+    def __init__(self, arrays: Any, batch_size: int, seed: int, model: Any):
+        super().__init__()
+        self.arrays, self.batch_size, self.seed, self.model = arrays, batch_size, seed, model
+        self.examples = len(tree.flatten(arrays)[0])
+        self.on_epoch_begin()
+
+    def on_epoch_begin(self) -> None:
+        """Draws the order; `fit` calls this before the first step of each epoch."""
+        self._order = np.random.default_rng([self.seed, updates_made(self.model)]).permutation(self.examples)
+
+    def __len__(self) -> int:
+        return -(-self.examples // self.batch_size)
+
+    def __getitem__(self, index: int) -> Any:
+        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        return tree.map_structure(lambda array: array[rows], self.arrays)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One epoch, for loops of one's own."""
+        self.on_epoch_begin()
+        yield from super().__iter__()
+
+
+def epoch_data(x: Any, y: Any, batch_size: int, seed: int, model: Any, *, sample_weight: Any = None) -> EpochData:
     """Batches in an order that depends on the seed and the epoch alone, however often training was stopped.
 
-    `fit(shuffle=True)` draws from generators that no checkpoint holds. Here the order of an epoch is drawn from `seed`
-    and the number of updates that the optimizer has made when it begins, which every checkpoint of Keras restores.
+    `fit(x, y)` shuffles with generators that no checkpoint holds. Here the order of an epoch is drawn from `seed` and
+    the number of updates that the optimizer has made when it begins, which every checkpoint of Keras restores.
 
     Args:
         x: array of shape (examples, ...), or a tuple or dictionary of such arrays.
@@ -28,8 +54,9 @@ def epoch_data(x: Any, y: Any, batch_size: int, seed: int, model: Any, *, sample
         sample_weight: array of shape (examples,) or None.
 
     Returns:
-        A `tf.data.Dataset` of (x, y) or (x, y, sample_weight): one pass over all examples, in a new order every time it
-        is gone through after further updates. Pass it to `fit` with `shuffle=False` and without `steps_per_epoch`.
+        A `keras.utils.PyDataset` of (x, y) or (x, y, sample_weight). Pass it to `fit` with `shuffle=False` (by default
+        Keras puts the batches of any finite PyDataset in an order of its own) and without `steps_per_epoch`; or go
+        through it in a loop of your own, once per epoch.
 
     Raises:
         ArgumentError: if the arrays differ in length or are empty, or a number is not allowed.
@@ -50,20 +77,9 @@ def epoch_data(x: Any, y: Any, batch_size: int, seed: int, model: Any, *, sample
     for name, value, low in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise argument_error(name, f"an integer of at least {low}", value)
-    updates_made(model)
     arrays = tree.map_structure(np.asarray, (x, y) if sample_weight is None else (x, y, sample_weight))
     lengths = {len(array) if array.ndim else 0 for array in tree.flatten(arrays)}
     if len(lengths) != 1 or 0 in lengths:
         allowed = "arrays with the same number of examples, at least one, as `y` and `sample_weight`"
         raise argument_error("x", allowed, [array.shape for array in tree.flatten(arrays)])
-    examples = lengths.pop()
-
-    def batches() -> Iterator[Any]:
-        order = np.random.default_rng([seed, updates_made(model)]).permutation(examples)
-        for start in range(0, examples, batch_size):
-            rows = order[start : start + batch_size]
-            yield tree.map_structure(lambda array, rows=rows: array[rows], arrays)
-
-    signature = tree.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), arrays)
-    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
-    return dataset.apply(tf.data.experimental.assert_cardinality(-(-examples // batch_size)))
+    return EpochData(arrays, batch_size, seed, model)
