@@ -76,7 +76,7 @@ def work(quick, output, crash):
         compiled = tf.function(lambda batch: together(step, batch))
         # All go on from the checkpoint, or none. This also waits until everyone has looked, before the chief writes.
         total = tf.function(lambda value: together(tf.identity, value))
-        seen = int(total(tf.constant(int(os.path.exists(weights)))))
+        seen = int(total(tf.constant(int(os.path.exists(weights)), "int64")))
         start = 0
         if seen == workers:
             model.load_weights(weights)
@@ -91,15 +91,14 @@ def work(quick, output, crash):
                 value = compiled(batch)
             record = step.prune(threshold=0.02)  # from equal weights: equal masks, without a word between the workers
             digest = zlib.crc32(b"".join(np.ascontiguousarray(w) for w in model.get_weights()))
-            print(
-                f"worker {rank}, epoch {epoch}: loss {float(value):.4f}, {record.nonzero} weights, digest {digest:08x}",
-                flush=True,
-            )
+            if int(total(tf.constant(digest, "int64"))) != workers * digest:
+                raise SystemExit("The workers do not hold the same weights.")
+            print(f"worker {rank}, epoch {epoch}: loss {float(value):.4f}, {record.nonzero:,} weights", flush=True)
             if chief:
                 save(step, model, state, weights)
         if chief:
             model.save(os.path.join(output, "model.keras"))
-        total(tf.constant(0))  # no worker leaves before the chief has written
+        total(tf.constant(0, "int64"))  # no worker leaves before the chief has written
 
 
 def shuffled(x, y, epoch):
@@ -118,8 +117,8 @@ def save(step, model, state, weights):
     os.replace(new, weights)
 
 
-def start_workers(arguments, count=2):
-    """Starts the processes of a cluster on this machine; returns their exit codes as soon as one fails or all end."""
+def start_workers(command, count=2):
+    """Starts a command as a cluster on this machine; returns the exit codes as soon as a process fails or all end."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -129,7 +128,7 @@ def start_workers(arguments, count=2):
     for rank in range(count):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
         environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
-        processes.append(subprocess.Popen([sys.executable, os.path.abspath(__file__), *arguments], env=environment))
+        processes.append(subprocess.Popen(command, env=environment))
     try:
         while any(process.poll() is None for process in processes) and not any(p.returncode for p in processes):
             time.sleep(0.1)
@@ -145,8 +144,9 @@ def main(quick=False, output=None, crash=False):
     """Trains on two local workers and prints the report of `model.keras`, which the chief has written to `output`."""
     output = output or tempfile.mkdtemp(prefix="multi-worker-")
     flags = ["--quick"] * quick + ["--crash"] * crash
+    command = [sys.executable, os.path.abspath(__file__), *flags, "--output", output]
     for _ in range(3):
-        codes = start_workers([*flags, "--output", output])
+        codes = start_workers(command)
         if not any(codes):
             break
         print(f"The workers ended with {codes}: all are started again.", flush=True)

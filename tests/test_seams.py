@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
-from tensorflow.python.eager import record
+from tensorflow.python.eager import context, record
 
 
 def classifier(**compile_args):
@@ -101,6 +101,10 @@ def test_updates_can_be_made_in_one_place_for_all_replicas():
     strategy = tf.distribute.get_strategy()
     tf.__internal__.distribute.interim.maybe_merge_call(lambda _, value: done.append(value), strategy, 3)
     assert done == [3]
+
+
+def test_the_process_knows_the_cluster_that_it_has_joined():
+    assert context.context()._collective_ops_server_def is None  # of a process that has joined none
 
 
 def test_the_schema_of_the_file_format_has_what_sparse_weights_need():

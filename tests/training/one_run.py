@@ -1,6 +1,6 @@
 """One small training run and its export, in a process of its own; prints "RESULT" and digests of what came out.
 
-python one_run.py FOLDER SEED KIND ...: one run per kind of sensitivity.
+python one_run.py FOLDER KIND:SEED ...: one run per kind of sensitivity and seed.
 """
 
 import hashlib
@@ -53,9 +53,16 @@ def run(seed, kind, path):
     }
 
 
-def main(folder, seed, *kinds):
+def main(folder, *settings):
     tf.config.experimental.enable_op_determinism()
-    results = {kind: run(int(seed), kind, os.path.join(folder, "model.tflite")) for kind in kinds}
+    results = {}
+    try:
+        results["unseeded"] = str(tf.random.uniform([1]))
+    except RuntimeError as error:
+        results["unseeded"] = str(error)
+    for setting in settings:
+        kind, seed = setting.split(":")
+        results[setting] = run(int(seed), kind, os.path.join(folder, "model.tflite"))
     print("RESULT" + json.dumps(results))
 
 

@@ -86,6 +86,6 @@ def test_what_replicas_exchange(case, fast):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["specific, default", "sampled", "exact", "projected", "loss", "mean of abs"])
+@pytest.mark.parametrize("case", ["sampled", "exact", "projected", "loss", "mean of abs"])
 def test_what_replicas_exchange_for_each_estimator(case, slow):
     assert_exchanges(case, slow[case][1])

@@ -73,13 +73,11 @@ def own_logits(model, x):
 # name -> (model, settings of Sensitivity, and what differs from the usual: see `run`)
 CASES = {
     "specific": (dense, {"every": 2}, {}),
-    "specific, default": (dense, {}, {}),
     "sampled": (dense, {"kind": "unspecific"}, {}),
     "projected": (dense, {"kind": "unspecific", "estimator": "projected", "samples": 2, "every": 1}, {}),
     "exact": (dense, {"kind": "unspecific", "estimator": "exact", "every": 2}, {}),
     "loss": (dense, {"kind": "loss", "every": 2}, {}),
     "loss, own step, coupled": (lambda r: dense(r, own=True), {"kind": "loss", "every": 1}, {"decoupled": False}),
-    "relevance, own step": (lambda r: dense(r, own=True), {"scale": "relevance", "every": 2}, {}),
     "mean of abs": (dense, {"reduction": "mean_of_abs", "every": 2}, {}),
     "second order": (dense, {"every": 2}, {"decoupled": False, "order": 2}),
     "units": (dense, {"every": 2}, {"structure": "unit"}),
@@ -89,7 +87,6 @@ CASES = {
     "recurrent": (recurrent, {"every": 2}, {}),
     "eager": (dense, {"every": 2}, {"run_eagerly": True}),
     "opposite halves": (linear, {"kind": "unspecific", "every": 1}, {"data": (OPPOSITE, np.ones((32, 1)))}),
-    "opposite halves, default": (linear, {"kind": "unspecific"}, {"data": (OPPOSITE, np.ones((32, 1)))}),
     "opposite halves, mean of abs": (
         linear,
         {"kind": "unspecific", "reduction": "mean_of_abs", "every": 1},
@@ -121,7 +118,7 @@ def noting(exchanged):
     def noted(self, reduce_op, pairs, options=None):
         for value, _ in pairs:
             first = self._container_strategy().experimental_local_results(value)[0]
-            number = int(tf.compat.v1.get_default_graph().name.startswith("cond"))
+            number = int(getattr(tf.compat.v1.get_default_graph(), "name", "").startswith("cond"))
             exchanged[number] += math.prod(first.shape) * first.dtype.size
         return original(self, reduce_op, pairs, options)
 
