@@ -33,6 +33,7 @@ class _Step(threading.local):
     calls = 0  # how often the loss was computed in this step
     in_place = False  # whether the shrinkage is subtracted where the loss is computed
     due: Any = None  # whether this step refreshes, see `Pace.due`
+    batch: list[Any] | None = None  # its tensors
     shrinkages: list[tuple[PrunedWeight, Any]] | None = None  # what is to be subtracted after the update
 
 
@@ -108,6 +109,7 @@ class RuleStep:
         state.active, state.calls, state.shrinkages = True, 0, None
         state.in_place = self._stock and updates is None and self._replicas() == 1
         state.due = self.pace.due()
+        state.batch = [v for v in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(v)]
         try:
             if self.sensitivity.kind == "none":
                 if not state.in_place:
@@ -125,12 +127,21 @@ class RuleStep:
                 logs = self._user_step(data)
             after = self._updates()
             real = None if updates is None or after is None else ops.not_equal(updates, after)
-            self._subtract(state.shrinkages or [], real)
-            self.pace.end(state.due, real)
+            with self._with_batch():
+                self._subtract(state.shrinkages or [], real)
+                self.pace.end(state.due, real)
+                self.health.end()
         finally:
-            state.active, state.tape, state.due, state.shrinkages = False, None, None, None
-        self.health.end()
+            state.active, state.tape, state.due, state.shrinkages, state.batch = False, None, None, None, None
         return logs
+
+    def _with_batch(self) -> Any:
+        """For what is not computed from the batch, but must not run when there is none.
+
+        Where data of unknown length end, a step of the graph is begun and fails; all that does not need its batch may
+        have been done by then (so Keras itself counts one iteration more).
+        """
+        return tf.control_dependencies(self._step.batch or [])
 
     def _losses_of_step(self, data: Any) -> int:
         """How often `compute_loss` is called by the user's step; a custom step is traced once, unexecuted, to know."""
@@ -249,14 +260,16 @@ class RuleStep:
     def _store(self, variables: list[Any], values: list[Any], due: Any | None = None) -> None:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value if due is None else ops.where(due, value, ops.convert_to_tensor(variable)))
-        self.pace.count_refresh(due)
+        with self._with_batch():
+            self.pace.count_refresh(due)
 
     def _shrink_in_place(self) -> Any:
         """w <- w - d. The forward pass has read w; the optimizer's update comes after it."""
         steps = self.pace.steps()
         shrinking = [w for w in self.weights if w.shrinks]
-        for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
-            weight.variable.value.assign_sub(value)
+        with self._with_batch():
+            for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
+                weight.variable.value.assign_sub(value)
         return tf.constant(False)
 
     def _take_shrinkages(self) -> None:
