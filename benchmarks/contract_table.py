@@ -59,6 +59,7 @@ def main() -> None:
     unknown = [name for name in names if name not in CELLS]
     if unknown:
         parser.error(f"no such cell: {unknown}; for example {next(iter(CELLS))!r}")
+    options.folder.mkdir(parents=True, exist_ok=True)
     for _, group in itertools.groupby(names, lambda name: CELLS[name][0]):
         for outcome in outcomes(list(group)):
             name = outcome.pop("cell")

@@ -35,6 +35,7 @@ class _Step(threading.local):
     calls = 0  # how often the loss was computed in this step
     in_place = False  # whether the shrinkage is subtracted where the loss is computed
     due: Any = None  # whether this step refreshes, see `Pace.due`
+    batch: list[Any] | None = None  # its tensors
     shrinkages: list[tuple[PrunedWeight, Any]] | None = None  # what is to be subtracted after the update
 
 
@@ -111,6 +112,7 @@ class RuleStep:
         state.in_place = self._stock and updates is None and self._replicas() == 1
         state.in_place = state.in_place and not looks_at_weights(self.model.optimizer)
         state.due = self.pace.due()
+        state.batch = [v for v in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(v)]
         try:
             if self.sensitivity.kind == "none":
                 if not state.in_place:
@@ -128,12 +130,21 @@ class RuleStep:
                 logs = self._user_step(data)
             after = self._updates()
             real = None if updates is None or after is None else ops.not_equal(updates, after)
-            self._subtract(state.shrinkages or [], real)
-            self.pace.end(state.due, real)
+            with self._with_batch():
+                self._subtract(state.shrinkages or [], real)
+                self.pace.end(state.due, real)
+                self.health.end()
         finally:
-            state.active, state.tape, state.due, state.shrinkages = False, None, None, None
-        self.health.end()
+            state.active, state.tape, state.due, state.shrinkages, state.batch = False, None, None, None, None
         return logs
+
+    def _with_batch(self) -> Any:
+        """For what is not computed from the batch, but must not run when there is none.
+
+        Where data of unknown length end, a step of the graph is begun and fails; all that does not need its batch may
+        have been done by then (so Keras itself counts one iteration more).
+        """
+        return tf.control_dependencies(self._step.batch or [])
 
     def _losses_of_step(self, data: Any) -> int:
         """How often `compute_loss` is called by the user's step; a custom step is traced once, unexecuted, to know."""
@@ -224,7 +235,8 @@ class RuleStep:
             tape, bad = sense()
             for weight, *found in zip(self.weights, *tape.sensitivities(outputs, refresh), strict=True):
                 store(weight, *found)
-            self.pace.count_refresh()
+            with self._with_batch():
+                self.pace.count_refresh()
             if shrink:
                 self._shrink_in_place()
             return bad
@@ -238,7 +250,8 @@ class RuleStep:
         strategy, due = self.model.distribute_strategy, self._step.due
         synchronized = any(getattr(layer, "synchronized", False) for layer in self.model._flatten_layers())
         bad = refresh_together(strategy, due, of_replica, self.weights, store, in_every_step=synchronized)
-        self.pace.count_refresh(due)
+        with self._with_batch():
+            self.pace.count_refresh(due)
         return bad
 
     def _refresh_and_shrink(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
@@ -261,8 +274,9 @@ class RuleStep:
         """w <- w - d. The forward pass has read w; the optimizer's update comes after it."""
         steps = self.pace.steps()
         shrinking = [w for w in self.weights if w.shrinks]
-        for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
-            weight.variable.value.assign_sub(value)
+        with self._with_batch():
+            for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
+                weight.variable.value.assign_sub(value)
         return tf.constant(False)
 
     def _take_shrinkages(self) -> None:
