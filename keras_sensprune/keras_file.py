@@ -27,7 +27,6 @@ MOST_JSON = 64 * 2**20  # bytes of one JSON file; that of a model with 1,000 lay
 MOST_EXPANSION, FREE = 100, 64 * 2**20  # bytes unpacked may be so many times those stored, or so many in all
 TIMEOUT = 60.0  # seconds for the child, and one more for each 10 MB
 SPARE, PER_CORE = 2 * 2**30, 2**28  # address space for loading besides 16 times the size: TensorFlow, its threads
-_LOOPS = 100_000  # groups and arrays of a weights file
 
 
 def load_keras(path: str) -> Any:
@@ -132,15 +131,16 @@ def read_weights(path: str) -> int:
 
     with zipfile.ZipFile(path) as archive:
         content = archive.read(WEIGHTS)
-    waiting, seen, arrays = [], 0, 0
-    with h5py.File(io.BytesIO(content), "r") as file, limited_memory(16 * len(content)):
-        waiting.append(file)
+    arrays, groups = 0, set()
+    with h5py.File(io.BytesIO(content), "r") as file, limited_memory(len(content)):
+        waiting = [file]
         while waiting:
             group = waiting.pop()
+            place = h5py.h5o.get_info(group.id).addr
+            if place in groups:
+                raise DataError("its groups lead in a circle")
+            groups.add(place)
             for name in group:
-                seen += 1
-                if seen > _LOOPS:
-                    raise DataError(f"more than {_LOOPS:,} groups and arrays, or groups in a circle")
                 if group.get(name, getclass=True, getlink=True) is not h5py.HardLink:
                     raise DataError(f"{name[:80]!r} is a link")
                 item = group[name]

@@ -34,12 +34,15 @@ def run(name: str, start: int, end: int) -> Iterator[Result]:
             start = result.number + 1
 
 
+def command(name: str, start: int, end: int) -> list[str]:
+    """What runs the worker."""
+    return [sys.executable, "-m", "tests.faults.worker", name, str(start), str(end)]
+
+
 def _one_child(name: str, start: int, end: int) -> Iterator[Result]:
-    command = [sys.executable, "-m", "tests.faults.worker", name, str(start), str(end)]
     root, number, limit, late = Path(__file__).parents[2], start - 1, START, threading.Event()
-    child = subprocess.Popen(
-        command, cwd=root, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipe, line = subprocess.PIPE, command(name, start, end)
+    child = subprocess.Popen(line, cwd=root, env=child_environment(), stdout=pipe, stderr=pipe, text=True)
     assert child.stdout is not None
     assert child.stderr is not None
     errors: list[str] = []
