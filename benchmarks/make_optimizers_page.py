@@ -9,6 +9,8 @@ import json
 import statistics
 from pathlib import Path
 
+from results import table
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PICTURE = "images/optimizers.png"
@@ -38,11 +40,6 @@ def load() -> dict[str, dict[str, dict]]:
 
 def part(record: dict, name: str) -> list[dict]:
     return sorted((row for row in record["rows"] if row["part"] == name), key=lambda row: row["seed"])
-
-
-def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["--:"] * (len(head) - left)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
 def spread(values: list[float]) -> str:
