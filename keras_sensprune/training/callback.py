@@ -245,7 +245,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             return
         try:
             came_back = self._patterns.find(session.weights)
-            if came_back is None:  # averages, or a snapshot of another time
+            if came_back is None or came_back is self.records[-1]:  # averages, a snapshot of another time; or nothing
                 session.remask()
             elif came_back.nonzero not in {r.nonzero for r in self.records if r.epoch == session.chosen}:
                 self._tell_restored(came_back)
@@ -255,7 +255,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         if end < sum(math.prod(weight.variable.shape) for weight in session.weights):
             session.leave_zeros()
         pruned_at = [r for r in self.records if r.threshold > 0]
-        if pruned_at and end == self._start and self.threshold != 0:
+        if pruned_at and pruned_at[-1].nonzero == self._start:
             warnings.warn(
                 f"PruneAtEpochEnd(threshold={self.threshold}) pruned nothing in {len(pruned_at)} epoch(s): no "
                 "regularized weight was that small. Train longer, or raise the threshold or the strength.",
@@ -264,8 +264,6 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
 
     def _tell_restored(self, record: PruneRecord) -> None:
         last = self.records[-1]
-        if record is last:
-            return
         warnings.warn(
             f"Another callback has restored weights with the zeros of epoch {record.epoch} (counted from 0). The model "
             f"keeps them: its sparsity is {100 * record.sparsity:.1f} %, not the {100 * last.sparsity:.1f} % of the "
