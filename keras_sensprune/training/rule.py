@@ -20,9 +20,10 @@ from keras_sensprune.training.health import StepHealth
 from keras_sensprune.training.outputs import Terms, model_terms
 from keras_sensprune.training.pace import Pace
 from keras_sensprune.training.replicas import refresh_together
+from keras_sensprune.training.shrinkage import Shrinkage, shrink_in_place, shrinkages, subtract
 from keras_sensprune.training.state import PrunedWeight
 from keras_sensprune.training.targets import Target
-from keras_sensprune.training.updates import looks_at_weights
+from keras_sensprune.training.updates import looks_at_weights, real_updates
 
 _LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 
@@ -37,7 +38,7 @@ class _Step(threading.local):
     in_place = False  # whether the shrinkage is subtracted where the loss is computed
     due: Any = None  # whether this step refreshes: a tensor, True or False; None if every step does
     batch: list[Any] | None = None  # its tensors
-    shrinkages: list[tuple[PrunedWeight, Any]] | None = None  # what is to be subtracted after the update
+    shrinkages: list[Shrinkage] | None = None  # what is to be subtracted after the update
 
 
 class RuleStep:
@@ -137,10 +138,11 @@ class RuleStep:
     def _one_step(self, data: Any, due: Any) -> Any:
         losses = self._losses_of_step(data)
         self.health.begin(data)
-        state, updates = self._step, self._updates()
+        optimizer = getattr(self.model, "optimizer", None)  # a custom step may have one of its own
+        state, updates = self._step, real_updates(optimizer)
         state.active, state.calls, state.shrinkages = True, 0, None
         state.in_place = self._stock and updates is None and self._replicas() == 1
-        state.in_place = state.in_place and not looks_at_weights(self.model.optimizer)
+        state.in_place = state.in_place and not looks_at_weights(optimizer)
         state.due = due
         state.batch = [v for v in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(v)]
         try:
@@ -158,10 +160,10 @@ class RuleStep:
                 if not state.in_place:
                     self._take_shrinkages()
                 logs = self._user_step(data)
-            after = self._updates()
+            after = real_updates(optimizer)
             real = None if updates is None or after is None else ops.not_equal(updates, after)
             with self._with_batch():
-                self._subtract(state.shrinkages or [], real)
+                subtract(self.model.distribute_strategy, state.shrinkages or [], real)
                 self.pace.end(state.due, real)
                 self.health.end()
         finally:
@@ -303,49 +305,11 @@ class RuleStep:
         return tf.cond(self._step.due, work, lambda: tf.constant(False))
 
     def _shrink_in_place(self) -> Any:
-        """w <- w - d. The forward pass has read w; the optimizer's update comes after it."""
-        steps = self.pace.steps()
-        shrinking = [w for w in self.weights if w.shrinks]
+        """The forward pass has read the weights; the optimizer's update comes after it."""
         with self._with_batch():
-            for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
-                weight.variable.value.assign_sub(value)
+            shrink_in_place(self.weights, self.pace.steps())
         return tf.constant(False)
 
     def _take_shrinkages(self) -> None:
-        """d with the weights as they are before the update; 0 in steps that do not refresh."""
-        steps, due = self.pace.steps(), self._step.due
-        shrinking = [w for w in self.weights if w.shrinks]
-
-        def taken() -> list[Any]:
-            return [w.shrinkage(steps) for w in shrinking]
-
-        def nothing() -> list[Any]:
-            return [ops.zeros(w.variable.shape, w.variable.dtype) for w in shrinking]
-
-        if due is False:
-            self._step.shrinkages = []
-            return
-        values = taken() if due is None or due is True or not shrinking else tf.cond(due, taken, nothing)
-        self._step.shrinkages = list(zip(shrinking, values, strict=True))
-
-    def _updates(self) -> Any | None:
-        """Count of real updates, where a step need not be one (gradient accumulation, loss scaling)."""
-        optimizer: Any = getattr(self.model, "optimizer", None)
-        inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
-        if inner is not optimizer or getattr(inner, "gradient_accumulation_steps", None):
-            return tf.identity(ops.convert_to_tensor(inner.iterations))  # its value now: Keras returns the variable
-        return None
-
-    def _subtract(self, shrinkages: list[tuple[PrunedWeight, Any]], real: Any | None) -> None:
-        """w <- w - d after the update, where there was one."""
-        if not shrinkages:
-            return
-        values = [d if real is None else ops.where(real, d, ops.zeros_like(d)) for _, d in shrinkages]
-
-        def subtract(_: Any, *values: Any) -> None:
-            for (weight, _d), value in zip(shrinkages, values, strict=True):
-                weight.variable.value.assign_sub(value)
-                weight.keep_constraint()
-
-        strategy = self.model.distribute_strategy
-        tf.__internal__.distribute.interim.maybe_merge_call(subtract, strategy, *values)
+        """From the weights as they are before the update."""
+        self._step.shrinkages = shrinkages(self.weights, self.pace.steps(), self._step.due)
