@@ -87,7 +87,7 @@ class RuleStep:
         return 1 if getattr(self._user_step, "__func__", None) is stock else None
 
     def _prefers_own_forward(self) -> bool:
-        """Whether the forward pass is not shared although it could be, because that would cost every step.
+        """Whether the forward pass is not shared although it could be, because sharing would cost more.
 
         A second gradient through a loop, as in recurrent layers, makes TensorFlow keep all that the loop computes a
         second time, also in the steps that do not refresh.
@@ -95,9 +95,8 @@ class RuleStep:
         layers = list(self.model._flatten_layers())
         recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
         stateful = any(layer.stateful for layer in recurrent)
-        config = self.sensitivity
-        seldom = config.every > 1 and config.kind not in ("loss", "none")
-        return bool(recurrent) and seldom and not stateful and self._losses == 1 and self._replicas() == 1
+        of_outputs = self.sensitivity.kind not in ("loss", "none")
+        return bool(recurrent) and of_outputs and not stateful and self._losses == 1 and self._replicas() == 1
 
     def step(self, data: Any) -> Any:
         """The hooked train step: the user's step, with the refresh and the shrinkage where they are due.
