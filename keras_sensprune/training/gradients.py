@@ -15,8 +15,9 @@ from keras_sensprune.training.calls import UNIT_LAYERS, LayerCalls, called_layer
 from keras_sensprune.training.outputs import Terms
 from keras_sensprune.training.targets import Target
 
-# Terms per turn of the loop over the terms: what can run side by side does, and memory stays bounded.
-_AT_ONCE = 5
+# Terms per turn of the loop over the terms: what can run side by side does, and memory stays bounded. Ten classes, the
+# commonest number, need no loop.
+_AT_ONCE = 10
 
 
 def curved_activation(target: Target) -> str | None:

@@ -229,6 +229,8 @@ class RuleStep:
         """Does the work in the steps that refresh: a condition of the graph, unless every step does."""
         if self._step.due is None:
             return work()
+        if self._apart:  # one node in the steps that do not refresh, where its loops would be hundreds
+            work = tf.function(work, autograph=False, experimental_attributes={"_noinline": True})
         return tf.cond(self._step.due, work, lambda: tf.constant(False))
 
     def _refreshed(self, tape: SensitivityTape, outputs: list[Terms]) -> tuple[list[Any], list[Any]]:
