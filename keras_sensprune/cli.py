@@ -224,6 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SensPruneError as error:
         print(f"sensprune: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ArgumentError) else EXIT_FAILED
+    except OSError as error:  # a full disk, a folder that may not be written to
+        print(f"sensprune: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("sensprune: interrupted; no half-written file is left", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import pathlib
-import secrets
-import zipfile
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from keras_sensprune.errors import DataError, argument_error
-from keras_sensprune.export.files import give_name, name_exists
+from keras_sensprune.arrays import array_of_npy, arrays_of_npz
+from keras_sensprune.errors import argument_error
+from keras_sensprune.export.files import give_name, name_exists, temporary_file
+from keras_sensprune.keras_file import load_keras
 from keras_sensprune.records import CompactionRecord, ExportRecord, SparsityReport
 from keras_sensprune.records.inspection import TfliteRecord
 from keras_sensprune.records.latency import LatencyRecord
+
+_KINDS = "buif"  # of example inputs
 
 
 def report_file(path: str) -> SparsityReport | TfliteRecord:
@@ -59,8 +56,9 @@ def compact_file(path: str, output: str, *, round_to: int = 16, overwrite: bool 
     from keras_sensprune.compaction.model import compact
 
     model, record = compact(load_keras(path), round_to=round_to)
-    with _temporary(target, overwrite) as temporary:
+    with temporary_file(target, ".keras") as temporary:
         model.save(temporary)
+        give_name(temporary, target, overwrite)
     return record
 
 
@@ -81,7 +79,7 @@ def export_file(path: str, output: str, *, representative: str | None = None, **
     _target(output, ".tflite", bool(options.get("overwrite")))
     from keras_sensprune.export.tflite import export_tflite
 
-    examples = None if representative is None else _examples(representative)
+    examples = None if representative is None else read_examples(representative)
     model = load_keras(path)
     if examples is not None:
         options["representative_data"] = _whole_batches(model, examples)
@@ -104,27 +102,6 @@ def bench_files(paths: list[str], *, pairs: int, threads: tuple[int, ...], batch
     return [benchmark_tflite(paths[0], path, pairs=pairs, threads=threads, batch=batch) for path in paths[1:]]
 
 
-def load_keras(path: str) -> Any:
-    """A Keras model from a `.keras` file, without its compile state; code inside the file is never run.
-
-    Raises:
-        DataError: naming the file and the first line of what Keras says.
-    """
-    if not zipfile.is_zipfile(path):
-        reason = "it does not exist" if not os.path.exists(path) else "it is no zip archive, as .keras files are"
-        raise DataError(f"Cannot read {path!r} as a Keras model: {reason}.")
-    import keras
-
-    import keras_sensprune.training.regularizer  # noqa: F401  registers our regularizer for load_model
-
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises many types for damaged files
-        first = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
-        raise DataError(f"Cannot read {path!r} as a Keras model: {first}") from error
-
-
 def _suffix(path: str, *allowed: str) -> str:
     suffix = pathlib.Path(path).suffix.lower()
     if suffix not in allowed:
@@ -145,26 +122,16 @@ def _target(output: str, suffix: str, overwrite: bool) -> pathlib.Path:
     return target
 
 
-@contextlib.contextmanager
-def _temporary(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-    """A name beside `target` that becomes `target` if all goes well, and is removed if not."""
-    file = target.with_name(f".sensprune-{secrets.token_hex(8)}{target.suffix}")
-    try:
-        yield file
-        give_name(file, target, overwrite)
-    finally:
-        file.unlink(missing_ok=True)
+def read_examples(path: str) -> Any:
+    """The array of an .npy file, or the arrays of an .npz file by name (the array itself if it is the only one).
 
-
-def _examples(path: str) -> Any:
-    """The arrays of an .npy or .npz file; never a pickle."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        arrays = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"Cannot read {path!r} as an .npy or .npz file: {str(error).splitlines()[0]}") from None
+    Raises:
+        ArgumentError: if the name ends in neither.
+        DataError: if the file cannot be read.
+    """
+    if _suffix(path, ".npy", ".npz") == ".npy":
+        return array_of_npy(path, _KINDS)
+    arrays = arrays_of_npz(path, kinds=_KINDS)
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 

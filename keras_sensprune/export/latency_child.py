@@ -25,7 +25,7 @@ def main(options: dict[str, Any]) -> dict[str, float]:
     """Median microseconds of a run, milliseconds to load, and the largest growth of the process in bytes."""
     with contextlib.suppress(OSError):  # from here on the peak is ours, not that of the imports
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     start = time.perf_counter()
     interpreter = Interpreter(options["file"], num_threads=options["threads"])
     _resize(interpreter, options["batch"])
@@ -34,7 +34,7 @@ def main(options: dict[str, Any]) -> dict[str, float]:
     _fill(interpreter)
     _time(interpreter, options["seconds"] * WARM_UP_SHARE, WARM_UP_RUNS)
     times = _time(interpreter, options["seconds"], FEWEST_RUNS)
-    growth = max(0, _memory("VmHWM") - before)
+    growth = max(0, memory("VmHWM") - before)
     return {"microseconds": statistics.median(times) * 1e6, "load_milliseconds": load * 1e3, "memory_bytes": growth}
 
 
@@ -80,7 +80,7 @@ def _time(interpreter: Interpreter, seconds: float, fewest: int) -> list[float]:
     return times
 
 
-def _memory(field: str) -> int:
+def memory(field: str) -> int:
     """VmRSS or VmHWM (the peak) of this process in bytes; 0 where the system does not tell."""
     with contextlib.suppress(OSError):
         found = re.search(rf"{field}:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
-from keras_sensprune.errors import argument_error, number_argument
+from keras_sensprune.errors import ModelError, argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
-from keras_sensprune.training.session import attach, detach
+from keras_sensprune.training.machines import refuse_several_machines
+from keras_sensprune.training.order import stand_first
+from keras_sensprune.training.revived import EpochPatterns
+from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
+from keras_sensprune.training.session import attach, attached, detach
+from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import PruningSession
 from keras_sensprune.training.targets import prunable_weights
 
@@ -23,10 +32,18 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
     when `fit` begins stay zero as well. If `fit` validates, the pruning happens just before, so that `val_*`
     describes the pruned model. The logs get `sparsity` (fraction of zeros), `compression` (weights / nonzero) and
     `penalty` (strength * sum of R over the decoupled weights), for History, the progress bar, TensorBoard and any
-    other callback that is listed after this one.
+    other callback.
+
+    The place in the list of callbacks does not matter: this one moves to its front, so that checkpoints and best
+    weights are taken after the pruning, and has the last word at the end of training. Then zeros that something else
+    has overwritten (moving averages, a dense snapshot) are set once more. The weights of an earlier epoch, as
+    `EarlyStopping(restore_best_weights=True)` restores them, are kept with the zeros of that epoch, and a warning
+    says so; `BestAtSparsity` restores the best epoch that is sparse enough. Inside a callback of your own that calls
+    others the place cannot be chosen: call this one first.
 
     Args:
-        threshold: $T \ge 0$ on $|w|$, or on the root mean square of a group.
+        threshold: $T \ge 0$ on $|w|$, or on the root mean square of a group; or a rule that decides after each epoch
+            what goes: `SparsityTarget`.
         sensitivity: which sensitivity the rule uses; None means `Sensitivity()`.
         start_epoch: first epoch (from 0) after which weights are pruned; the shrinkage acts from the first step.
         frequency: prune after every so many epochs.
@@ -36,15 +53,25 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             unit or filter (never of the model's output layers); `Block(1, 4)` or `Block(1, 16)`, consecutive inputs
             of a unit; `NofM(kept=2, of=4)`, where at each pruning every group of 4 inputs keeps its 2 largest weights
             whatever the threshold, if it is above 0. Weights to which it does not apply are pruned one by one.
+        state_path: a file beside Keras's checkpoints, for runs that can be stopped and resumed; None for none. At the
+            start of `fit` and after every epoch it is given what no checkpoint holds: masks, sensitivities, counters,
+            records, seeds. If the file exists when training begins, the model must have been restored to one of the
+            two states in it (by BackupAndRestore, or loaded and trained with `initial_epoch`), and training goes on
+            exactly from there. If it does not exist, training must begin at epoch 0, whatever the model was trained for
+            before. Anything else is an error, and nothing is overwritten. Threshold, start epoch and frequency may be
+            changed; docs/resume.md has a recipe.
 
     Returns:
         A Keras callback. Its attribute `records` holds one `PruneRecord` per epoch of the last `fit`, with threshold 0
         where no pruning was due.
 
     Raises:
-        ArgumentError: if an argument is not allowed.
+        ArgumentError: if an argument is not allowed; at the start of `fit`, if no file can be made at `state_path`.
+        DataError: before the first step, if the file at `state_path` is damaged, missing though epochs have gone
+            before, or does not belong to this model at this time; after an epoch, if it cannot be written.
         ModelError: at the start of `fit`, if no weight of the model carries a `SensitivityRegularizer`, or the
-            structure applies to none of them.
+            structure applies to none of them, or if a second PruneAtEpochEnd is in the list; at once, in a process
+            that trains on several machines.
         TrainingError: at an epoch's end, if a step met NaN, infinity, or a class label out of range.
 
     Example:
@@ -64,16 +91,19 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
 
     def __init__(
         self,
-        threshold: float = 1e-3,
+        threshold: float | PruningRule = 1e-3,
         sensitivity: Sensitivity | None = None,
         start_epoch: int = 0,
         frequency: int = 1,
         keep_last_good: bool = False,
         *,
         structure: str | Block | NofM = "weight",
+        state_path: str | os.PathLike[str] | None = None,
     ):
         super().__init__()
-        self.threshold = number_argument("threshold", threshold, "a finite number of at least 0")
+        refuse_several_machines()
+        self.threshold = threshold
+        self._rule = rule_argument(threshold)
         if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
             raise argument_error("sensitivity", "a Sensitivity or None", sensitivity)
         for name, value, low in (("start_epoch", start_epoch, 0), ("frequency", frequency, 1)):
@@ -84,11 +114,15 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self.start_epoch = start_epoch
         self.frequency = frequency
         self.keep_last_good = bool(keep_last_good)
+        self.state_path = None if state_path is None else path_argument("state_path", state_path)
         self.records: list[PruneRecord] = []
         self._session: PruningSession | None = None
+        self._sidecar: SideCar | None = None
         self._epoch: int | None = None  # the epoch that is running and not yet closed by a pruning
         self._begun = False
+        self._ordered = False  # whether we stand first and a closing callback last
         self._start = 0
+        self._patterns = EpochPatterns()
         self._good: list[Any] | None = None
         self._floored: set[str] = set()
 
@@ -97,21 +131,60 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         super().set_model(model)
         detach(model)
         prunable_weights(model)
+        refuse_several_machines(model.distribute_strategy)
+        self._ordered = stand_first(self, self._close, self._finish)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Attaches the rule to the model's train step."""
+        if attached(self.model) not in (None, self._session):
+            detach(self.model)
+            raise ModelError(
+                "Two PruneAtEpochEnd callbacks are in the list of one `fit`. Pass one; it prunes all weights with a "
+                "SensitivityRegularizer."
+            )
+        self._patterns = EpochPatterns()
         self.records, self._floored, self._good, self._begun = [], set(), None, False
+        number = getattr(self._rule, "threshold", None)
+        self._sidecar = None if self.state_path is None else SideCar(self.state_path, number)
         self._session = attach(self.model, self.sensitivity, self.structure)
+
+    def _moment(self, epoch: int) -> Moment:
+        """A moment of this `fit`."""
+        return Moment(epoch, self.params.get("epochs"), self.params.get("steps"))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Before the first epoch (when every other callback has restored what it restores) zeros become permanent."""
         if self._session is not None and not self._begun:
-            for weight in self._session.weights:
-                weight.take_zeros()
-            self._session.silence()
-            self._start = sum(weight.nonzero() for weight in self._session.weights)
-            self._begun = True
+            with self._detached_by_errors():
+                self._begin(self._session, epoch)
         self._epoch = epoch
+
+    def _begin(self, session: PruningSession, epoch: int) -> None:
+        """Takes up the state of the file, or makes today's zeros permanent."""
+        before = None if self._sidecar is None else self._sidecar.begin(session, epoch)
+        if before is None:
+            for weight in session.weights:
+                weight.take_zeros()
+        session.silence()
+        self._start = sum(weight.nonzero() for weight in session.weights)
+        if before is not None:
+            self.records = list(before)
+            self._floored = {label for record in before for label in record.kept_by_floor}
+            self._start = before[0].nonzero_before
+            self._keep_good()
+        self._rule.check(session, self._moment(epoch))
+        if self._sidecar is not None and before is None:
+            self._sidecar.save(session, epoch, ())
+        self._begun = True
+
+    @contextlib.contextmanager
+    def _detached_by_errors(self) -> Iterator[None]:
+        """Nothing of ours stays on the model when the state cannot be read or written."""
+        try:
+            yield
+        except BaseException:
+            self._finish()
+            raise
 
     def on_test_begin(self, logs: Any = None) -> None:
         """The validation inside `fit`: prune first, so that it describes the pruned model."""
@@ -124,6 +197,9 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             return
         if self._epoch is not None:
             self._close_epoch(epoch)
+        if self._sidecar is not None:
+            with self._detached_by_errors():
+                self._sidecar.save(self._session, epoch + 1, self.records)
         if logs is not None and self.records:
             last = self.records[-1]
             logs.update(sparsity=last.sparsity, compression=last.compression, penalty=last.penalty)
@@ -141,35 +217,61 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             self._finish()
             raise
         due = epoch >= self.start_epoch and (epoch - self.start_epoch) % self.frequency == 0
-        record = session.prune(self.threshold if due else 0.0, epoch)
+        record = session.prune(self._rule if due else 0.0, self._moment(epoch))
         self.records.append(record)
+        self._patterns.note(record, session.weights)
         for label in set(record.kept_by_floor) - self._floored:
             self._floored.add(label)
             warnings.warn(
-                f"All weights of {label!r} are below the threshold {self.threshold:g}; its largest one was kept so "
+                f"All weights of {label!r} are below the threshold {record.threshold:g}; its largest one was kept so "
                 "that the layer is not empty. Lower the threshold or the strength for this layer.",
                 stacklevel=2,
             )
+        self._keep_good()
+
+    def _keep_good(self) -> None:
         if self.keep_last_good:
             self._good = [variable.numpy().copy() for variable in self.model.weights]
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Applies the masks once more (EMA and restored weights come after the last epoch) and detaches."""
+        """Ends the pruning, unless a closing callback does it when all others have restored what they restore."""
+        if not self._ordered:
+            self._close()
+
+    def _close(self) -> None:
+        """Sees to the zeros of the weights that `fit` will return, and detaches."""
         session = self._session
         if session is None:
             return
-        for weight in session.weights:
-            weight.remask()
-        session.silence()
-        end = sum(weight.nonzero() for weight in session.weights)
-        self._finish()
+        try:
+            came_back = self._patterns.find(session.weights)
+            if came_back is None:  # averages, or a snapshot of another time
+                session.remask()
+            elif came_back.nonzero not in {r.nonzero for r in self.records if r.epoch == session.chosen}:
+                self._tell_restored(came_back)
+            end = sum(weight.nonzero() for weight in session.weights)
+        finally:
+            self._finish()
+        if end < sum(math.prod(weight.variable.shape) for weight in session.weights):
+            session.leave_zeros()
         pruned_at = [r for r in self.records if r.threshold > 0]
-        if pruned_at and end == self._start and self.threshold > 0:
+        if pruned_at and end == self._start and self.threshold != 0:
             warnings.warn(
-                f"PruneAtEpochEnd(threshold={self.threshold:g}) pruned nothing in {len(pruned_at)} epoch(s): no "
+                f"PruneAtEpochEnd(threshold={self.threshold}) pruned nothing in {len(pruned_at)} epoch(s): no "
                 "regularized weight was that small. Train longer, or raise the threshold or the strength.",
                 stacklevel=2,
             )
+
+    def _tell_restored(self, record: PruneRecord) -> None:
+        last = self.records[-1]
+        if record is last:
+            return
+        warnings.warn(
+            f"Another callback has restored weights with the zeros of epoch {record.epoch} (counted from 0). The model "
+            f"keeps them: its sparsity is {100 * record.sparsity:.1f} %, not the {100 * last.sparsity:.1f} % of the "
+            f"last epoch, {last.epoch}. For the best epoch that is sparse enough use BestAtSparsity(sparsity=...).",
+            stacklevel=2,
+        )
 
     def _finish(self) -> None:
         if self._session is not None:

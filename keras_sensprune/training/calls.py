@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,39 +58,16 @@ class LayerCalls:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Replaces the layer's `call` and `activation` until the block ends, also by an exception."""
-        self.call = call = self.layer.call
-        own_call = vars(self.layer).get("call")
-
-        def recorded_call(*args: Any, **kwargs: Any) -> Any:
-            result = call(*args, **kwargs)
-            self.arguments.append((args, kwargs))
-            self.results.append(result)
-            return result
-
-        with self._recorded_activation():
-            object.__setattr__(self.layer, "call", recorded_call)
-            try:
-                yield
-            finally:
-                if own_call is None:
-                    object.__delattr__(self.layer, "call")
-                else:  # recorded by another tape around this one
-                    object.__setattr__(self.layer, "call", own_call)
-
-    @contextlib.contextmanager
-    def _recorded_activation(self) -> Iterator[None]:
-        if not isinstance(self.layer, UNIT_LAYERS):
+        """Notes what the layer does in this thread until the block ends, also by an exception."""
+        recorder = _Recorder.of(self.layer)
+        self.call = recorder.call
+        recorder.listeners.append((threading.get_ident(), self))
+        try:
             yield
-            return
-        activation = self.layer.activation
-
-        def recorded_activation(z: Any) -> Any:
-            self.pre_activations.append(z)
-            return z if activation is None else activation(z)
-
-        with self._activation(recorded_activation):
-            yield
+        finally:
+            recorder.listeners.remove((threading.get_ident(), self))
+            if not recorder.listeners:
+                recorder.remove()
 
     @contextlib.contextmanager
     def _activation(self, function: Any) -> Iterator[None]:
@@ -111,6 +89,63 @@ class LayerCalls:
             lambda v: v[example : example + 1] if keras.ops.is_tensor(v) and len(v.shape) else v, self.arguments[call]
         )
         return self.call(*args, **kwargs)
+
+
+class _Recorder:
+    """Stands in for a layer's `call` and `activation` while any tape records it.
+
+    Replicas are threads that take turns in the middle of a step, so their blocks do not end in the order of a stack.
+    """
+
+    def __init__(self, layer: Any):
+        self.layer = layer
+        self.call = layer.call
+        self.listeners: list[tuple[int, LayerCalls]] = []
+        self._own_call = vars(layer).get("call")
+        object.__setattr__(layer, "call", self.recorded_call)
+        if isinstance(layer, UNIT_LAYERS):
+            self.activation = layer.activation
+            object.__setattr__(layer, "activation", self.recorded_activation)
+
+    @classmethod
+    def of(cls, layer: Any) -> _Recorder:
+        """The one that stands there already, or a new one."""
+        return cls.present(layer) or cls(layer)
+
+    @classmethod
+    def present(cls, layer: Any) -> _Recorder | None:
+        """The one that stands there, or None."""
+        found = getattr(vars(layer).get("call"), "__self__", None)
+        return found if isinstance(found, cls) else None
+
+    def remove(self) -> None:
+        """Puts back what was there."""
+        if isinstance(self.layer, UNIT_LAYERS):
+            object.__setattr__(self.layer, "activation", self.activation)
+        if self._own_call is None:
+            object.__delattr__(self.layer, "call")
+        else:
+            object.__setattr__(self.layer, "call", self._own_call)
+
+    def _here(self) -> Iterator[LayerCalls]:
+        return (calls for thread, calls in self.listeners if thread == threading.get_ident())
+
+    def recorded_call(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.call(*args, **kwargs)
+        for calls in self._here():
+            calls.arguments.append((args, kwargs))
+            calls.results.append(result)
+        return result
+
+    def recorded_activation(self, z: Any) -> Any:
+        for calls in self._here():
+            calls.pre_activations.append(z)
+        return z if self.activation is None else self.activation(z)
+
+
+def activation_of(layer: Any) -> Any:
+    """The activation of a layer of `UNIT_LAYERS`, also while it is being recorded."""
+    return (_Recorder.present(layer) or layer).activation
 
 
 def check_repeatable(target: Target, layer: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,13 +12,16 @@ from tensorflow.python.eager import record  # private; `record.stop_recording` i
 
 from keras_sensprune.formulas.penalty import SMOOTH, curvature_ratio
 from keras_sensprune.formulas.sensitivity import output_direction
-from keras_sensprune.training.calls import UNIT_LAYERS, LayerCalls, called_layer, check_repeatable
+from keras_sensprune.training.calls import UNIT_LAYERS, LayerCalls, activation_of, called_layer, check_repeatable
 from keras_sensprune.training.outputs import Terms
 from keras_sensprune.training.targets import Target
 
 # Terms per turn of the loop over the terms: what can run side by side does, and memory stays bounded. Ten classes, the
 # commonest number, need no loop.
 _AT_ONCE = 10
+
+# Per weight (dt/dw,), or (dt/dw, d2t/dw2) where a curvature is asked for; or what these have been made into.
+Parts = list[tuple[Any, ...]]
 
 
 def curved_activation(target: Target) -> str | None:
@@ -26,7 +30,7 @@ def curved_activation(target: Target) -> str | None:
         return None
     name = target.regularizer.activation
     if name is None:
-        name = getattr(target.layer.activation, "__name__", "")
+        name = getattr(activation_of(target.layer), "__name__", "")
     return name if name in SMOOTH else None
 
 
@@ -38,13 +42,13 @@ class SensitivityTape:
         targets: the weights.
         reduction: `"abs_of_mean"` or `"mean_of_abs"`.
 
-    Use it as a context around the forward pass; `sensitivities` may be called inside of it.
+    Use it as a context around the forward pass; `sensitivities` and `signed_terms` may be called inside of it.
     """
 
     def __init__(self, model: Any, targets: Sequence[Target], reduction: str):
         self.targets = targets
         self.per_example = reduction == "mean_of_abs"
-        self._smooth = [curved_activation(t) for t in targets]  # read now: the layers' activations are replaced below
+        self._smooth = [curved_activation(t) for t in targets]
         self._tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         self._stack = contextlib.ExitStack()
         self._layers = [called_layer(model, t) if self.per_example else t.layer for t in targets]
@@ -79,75 +83,89 @@ class SensitivityTape:
             Two lists of tensors of the weights' shapes: S = sum of |dt/dw|, and
             D = sum of sgn(dt/dw) d2t/dw2 of the unit itself, with everything behind the unit taken as linear.
         """
-        totals: list[Any] = [tf.zeros(t.variable.shape, t.variable.dtype) for t in self.targets]
-        curvatures: list[Any] = [None] * len(self.targets)
-        with self._tape.stop_recording() if self._tape._recording else contextlib.nullcontext():
+        total = [_zeros(t.variable, curved) for t, _, curved in self._each()]
+        with self._paused():
             for output in outputs:
-                found, curved = self._of_output(output, refresh)
-                for i in range(len(self.targets)):
-                    totals[i] += output.weight * found[i]
-                    if curved[i] is not None:
-                        part = output.weight * curved[i]
-                        curvatures[i] = part if curvatures[i] is None else curvatures[i] + part
-        return totals, curvatures
+                total = _sum([total, _times(output.weight, self._of_output(output, refresh))])
+        return [part[0] for part in total], [part[1] if len(part) > 1 else None for part in total]
 
-    def _of_output(self, output: Terms, refresh: Any) -> tuple[list[Any], list[Any]]:
-        """The same for one output: the sums over its terms."""
+    def signed_terms(self, outputs: Sequence[Terms], refresh: Any = 0) -> list[Parts]:
+        """What is linear in the batch, so that its mean over several replicas can be taken before the absolute value.
+
+        Args:
+            outputs: as for `sensitivities`.
+            refresh: the same.
+
+        Returns:
+            Per term (per output for `mean_of_abs`, where the absolute value comes first) the signed dt/dw and d2t/dw2
+            of each weight. `absolute_sum` of the terms' means gives S and D. All terms are in memory at once.
+        """
+        found: list[Parts] = []
+        with self._paused():
+            for output in outputs:
+                if self.per_example:
+                    terms = [self._of_output(output, refresh)]
+                else:
+                    terms = list(map(self._term_of(output, refresh), range(output.passes)))
+                found.extend(_times(output.weight, parts) for parts in terms)
+        return found
+
+    def _paused(self) -> Any:
+        return self._tape.stop_recording() if self._tape._recording else contextlib.nullcontext()
+
+    def _term_of(self, output: Terms, refresh: Any) -> Callable[[Any], Parts]:
+        """A function that gives the signed derivatives of term number j of an output."""
         signs, shares = None, output.shares()
         if output.estimator == "projected":
             shape = (output.passes, output.value.shape[-1])
             signs = tf.sign(tf.random.stateless_uniform(shape, [tf.cast(refresh, "int32"), 7]) - 0.5)
 
-        def term(number: Any) -> list[Any]:
+        def term(number: Any) -> Parts:
             if output.estimator is None:
                 return self._of_term(output.value, shares)
             classes = output.value.shape[-1]
             direction = output_direction(output.estimator, number, output.passes, classes, refresh, signs)
             return self._of_term(output.value, shares * tf.cast(direction, shares.dtype))
 
-        def several(first: Any, count: int) -> list[Any]:
-            parts = term(first)
-            for number in range(1, count):
-                parts = [a + b for a, b in zip(parts, term(first + number), strict=True)]
-            return parts
+        return term
 
-        if output.passes <= _AT_ONCE or _replicas() > 1:  # replicas cannot talk to each other inside a loop
+    def _of_output(self, output: Terms, refresh: Any) -> Parts:
+        """The sums over the terms of one output, a few terms at a time."""
+        term = self._term_of(output, refresh)
+
+        def several(first: Any, count: int) -> Parts:
+            parts = (term(first + number) for number in range(count))
+            return _sum(parts if self.per_example else map(_absolute, parts))
+
+        if output.passes <= _AT_ONCE:
             return self._finished(several(0, output.passes))
         rest = output.passes % _AT_ONCE
         _, parts = tf.while_loop(
             lambda number, _: number < output.passes,
-            lambda number, sums: (
-                number + _AT_ONCE,
-                [a + b for a, b in zip(sums, several(number, _AT_ONCE), strict=True)],
-            ),
-            (rest, several(0, rest) if rest else self._zeros()),
+            lambda number, sums: (number + _AT_ONCE, _sum([sums, several(number, _AT_ONCE)])),
+            (rest, several(0, rest) if rest else self._start()),
             parallel_iterations=1,
         )
         return self._finished(parts)
 
-    def _zeros(self) -> list[Any]:
-        """Where the sums of `_of_term` begin."""
-        zeros: list[Any] = []
-        for target, calls, smooth in self._each():
-            factored = self.per_example and calls.factored
-            zeros.append(
-                tf.zeros(tf.shape(calls.pre_activations[0]), target.variable.dtype)
-                if factored
-                else tf.zeros(target.variable.shape, target.variable.dtype)
-            )
-            if smooth is not None and calls.pre_activations:
-                zeros.append(tf.zeros(target.variable.shape, target.variable.dtype))
+    def _start(self) -> Parts:
+        """Where the sums of `_of_output` begin."""
+        zeros = []
+        for target, calls, curved in self._each():
+            shape = tf.shape(calls.pre_activations[0]) if self.per_example and calls.factored else None
+            zeros.append(_zeros(target.variable, curved, shape))
         return zeros
 
     def _each(self) -> Any:
-        """(target, calls of its layer or None, smooth activation or None) of each weight."""
-        calls = [self._calls.get(id(layer)) for layer in self._layers]
-        return zip(self.targets, calls, self._smooth, strict=True)
+        """(target, calls of its layer or None, smooth activation behind it or None) of each weight."""
+        for target, layer, smooth in zip(self.targets, self._layers, self._smooth, strict=True):
+            calls = self._calls.get(id(layer))
+            yield target, calls, smooth if calls is not None and calls.pre_activations else None
 
-    def _of_term(self, value: Any, seed: Any) -> list[Any]:
-        """What the term t = sum(seed * value) adds.
+    def _of_term(self, value: Any, seed: Any) -> Parts:
+        """Derivatives of the term t = sum(seed * value), and curvatures where asked for.
 
-        Per weight |dt/dw| (|dt/dz| where that is enough), and the curvature where asked for.
+        Per weight dt/dw and d2t/dw2; per example their absolute values, |dt/dz| where that is enough.
         """
         sources = (
             [t.variable.value for t in self.targets],
@@ -158,45 +176,51 @@ class SensitivityTape:
             gradients, at_units, at_results = self._tape.gradient(
                 value, sources, output_gradients=seed, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-        parts: list[Any] = []
+        parts: Parts = []
         for (target, calls, smooth), layer, gradient in zip(self._each(), self._layers, gradients, strict=True):
-            gradient = _all_replicas(tf.convert_to_tensor(gradient)) if not self.per_example else gradient
             deltas = at_units.get(id(layer))
             if self.per_example and calls.factored:
-                parts.append(tf.abs(tf.cast(deltas[0], target.variable.dtype)))
+                part = tf.abs(tf.cast(deltas[0], target.variable.dtype))
             elif self.per_example:
-                parts.append(_sum_of_abs(target, calls, at_results[id(layer)]))
+                part = _sum_of_abs(target, calls, at_results[id(layer)])
             else:
-                parts.append(tf.abs(gradient))
-            if smooth is not None and calls.pre_activations:
-                second = _all_replicas(_second_derivative(target, calls, deltas, smooth, self.per_example))
-                parts.append(second if self.per_example else tf.sign(gradient) * second)
+                part = tf.convert_to_tensor(gradient)
+            second = smooth and (_second_derivative(target, calls, deltas, smooth, self.per_example),)
+            parts.append((part, *(second or ())))
         return parts
 
-    def _finished(self, parts: list[Any]) -> tuple[list[Any], list[Any]]:
-        """From the sums over the terms to sensitivities and curvatures."""
-        found: list[Any] = []
-        curved: list[Any] = []
-        rest = iter(parts)
-        for target, calls, smooth in self._each():
-            total = next(rest)
-            if self.per_example:
-                total = _all_replicas(_outer(target, calls, total) if calls.factored else total)
-            found.append(total)
-            curved.append(next(rest) if smooth is not None and calls.pre_activations else None)
-        return found, curved
+    def _finished(self, sums: Parts) -> Parts:
+        """From the sums over the terms to tensors of the weights' shapes."""
+        if not self.per_example:
+            return sums
+        return [
+            (_outer(target, calls, total) if calls.factored else total, *second)
+            for (target, calls, _), (total, *second) in zip(self._each(), sums, strict=True)
+        ]
 
 
-def _replicas() -> int:
-    context = tf.distribute.get_replica_context()
-    return 1 if context is None else context.num_replicas_in_sync
+def absolute_sum(terms: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """S = sum of |dt/dw| and, where asked for, D = sum of sgn(dt/dw) d2t/dw2 of one weight, from its terms."""
+    return _sum(_absolute([term]) for term in terms)[0]
 
 
-def _all_replicas(gradient: Any) -> Any:
-    """The mean over replicas, taken before the absolute value; the gradient itself where there is one replica."""
-    if _replicas() == 1:
-        return gradient
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, gradient)
+def _absolute(parts: Parts) -> Parts:
+    """|dt/dw| and sgn(dt/dw) d2t/dw2 from dt/dw and d2t/dw2."""
+    return [(tf.abs(gradient), *(tf.sign(gradient) * value for value in second)) for gradient, *second in parts]
+
+
+def _sum(terms: Iterable[Parts]) -> Parts:
+    return functools.reduce(lambda total, parts: tf.nest.map_structure(tf.add, total, parts), terms)
+
+
+def _times(factor: float, parts: Parts) -> Parts:
+    return tf.nest.map_structure(lambda value: factor * value, parts)
+
+
+def _zeros(variable: Any, curved: Any, shape: Any = None) -> tuple[Any, ...]:
+    zeros = tf.zeros(variable.shape, variable.dtype)
+    first = zeros if shape is None else tf.zeros(shape, variable.dtype)
+    return (first, zeros) if curved else (first,)
 
 
 def _outer(target: Target, calls: LayerCalls, deltas: Any) -> Any:

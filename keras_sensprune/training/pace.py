@@ -35,6 +35,11 @@ class Pace:
         self._wait = counter(0)  # updates until the next refresh
         self._pending = counter(0)  # updates whose shrinkage has not been applied
 
+    @property
+    def counters(self) -> dict[str, Any]:
+        """All that must be kept between two steps, by name."""
+        return {"refreshes": self.refreshes, "wait": self._wait, "pending": self._pending}
+
     def due(self) -> Any | None:
         """Whether this step refreshes, a boolean tensor; None if every step does."""
         return None if self.every == 1 else ops.equal(self._wait, 0)

@@ -60,6 +60,7 @@ class SensitivityRegularizer(keras.regularizers.Regularizer):
         self.activation = activation
         self.order = int(order)
         self._warned = False
+        self._left_zeros = False
 
     def __call__(self, x: Any) -> Any:
         """The term that Keras adds to the loss: 0 if decoupled, else strength * sum of R(w)."""
@@ -73,16 +74,22 @@ class SensitivityRegularizer(keras.regularizers.Regularizer):
             return self.strength * penalty_with_exact_gradient(tensor, keras.ops.zeros_like(tensor))
         return keras.ops.zeros(()) if self.decoupled else weight.coupled_penalty()
 
+    def note_zeros(self) -> None:
+        """Weights with this regularizer have been pruned: training that does not keep the zeros warns again."""
+        self._warned, self._left_zeros = False, True
+
     def _warn_without_callback(self) -> None:
         """Warns once, and only where a gradient is being recorded: in `fit`, not in `evaluate` or while building."""
         from tensorflow.python.eager import record  # private; tests/training/test_regularizer.py names the seam
 
-        if self._warned or not record.could_possibly_record() or self.strength == 0:
+        if self._warned or not record.could_possibly_record() or not (self.strength or self._left_zeros):
             return
         self._warned = True
+        # Another text than before the pruning, because Python shows one text once
+        lost = "the weights that it has just pruned" if self._left_zeros else "pruned weights"
         effect = "does nothing" if self.decoupled else "acts as plain weight decay"
         warnings.warn(
-            f"SensitivityRegularizer {effect} without the PruneAtEpochEnd callback. "
+            f"SensitivityRegularizer {effect} without the PruneAtEpochEnd callback, and {lost} may grow again. "
             "Pass `callbacks=[PruneAtEpochEnd(...)]` to `fit`, or use `make_pruning_step` in a custom loop.",
             stacklevel=2,
         )

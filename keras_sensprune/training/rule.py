@@ -14,12 +14,14 @@ from keras import ops
 from keras_sensprune.errors import ModelError
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.training.batch import forward_terms, loss_terms
-from keras_sensprune.training.gradients import SensitivityTape
+from keras_sensprune.training.gradients import Parts, SensitivityTape
 from keras_sensprune.training.health import StepHealth
 from keras_sensprune.training.outputs import Terms, model_terms
 from keras_sensprune.training.pace import Pace
+from keras_sensprune.training.replicas import refresh_together
 from keras_sensprune.training.state import PrunedWeight
 from keras_sensprune.training.targets import Target
+from keras_sensprune.training.updates import looks_at_weights
 
 _LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 
@@ -33,6 +35,7 @@ class _Step(threading.local):
     calls = 0  # how often the loss was computed in this step
     in_place = False  # whether the shrinkage is subtracted where the loss is computed
     due: Any = None  # whether this step refreshes, see `Pace.due`
+    batch: list[Any] | None = None  # its tensors
     shrinkages: list[tuple[PrunedWeight, Any]] | None = None  # what is to be subtracted after the update
 
 
@@ -42,9 +45,9 @@ class RuleStep:
     An outer persistent tape, from which the sensitivities are taken where the loss is computed (so the forward pass is
     shared); the shrinkage, taken from the weights before the update; and flags for values that are not finite. The
     shrinkage is subtracted in place where the loss is computed, when the forward pass has read the weights and before
-    they are updated. Where that is not known to hold (a `train_step` or `compute_loss` of the user's own, an update
-    that may be skipped, several replicas), it is kept and subtracted after the update: the same rule at the price of
-    one more copy of the weights during the step.
+    they are updated. Where that is not known to come to the same (a `train_step` or `compute_loss` of the user's own,
+    an update that may be skipped or that looks at the weights, several replicas), it is kept and subtracted after the
+    update: the same rule at the price of one more copy of the weights during the step.
 
     Args:
         model: a built and compiled Keras model.
@@ -107,7 +110,9 @@ class RuleStep:
         state, updates = self._step, self._updates()
         state.active, state.calls, state.shrinkages = True, 0, None
         state.in_place = self._stock and updates is None and self._replicas() == 1
+        state.in_place = state.in_place and not looks_at_weights(self.model.optimizer)
         state.due = self.pace.due()
+        state.batch = [v for v in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(v)]
         try:
             if self.sensitivity.kind == "none":
                 if not state.in_place:
@@ -125,12 +130,21 @@ class RuleStep:
                 logs = self._user_step(data)
             after = self._updates()
             real = None if updates is None or after is None else ops.not_equal(updates, after)
-            self._subtract(state.shrinkages or [], real)
-            self.pace.end(state.due, real)
+            with self._with_batch():
+                self._subtract(state.shrinkages or [], real)
+                self.pace.end(state.due, real)
+                self.health.end()
         finally:
-            state.active, state.tape, state.due, state.shrinkages = False, None, None, None
-        self.health.end()
+            state.active, state.tape, state.due, state.shrinkages, state.batch = False, None, None, None, None
         return logs
+
+    def _with_batch(self) -> Any:
+        """For what is not computed from the batch, but must not run when there is none.
+
+        Where data of unknown length end, a step of the graph is begun and fails; all that does not need its batch may
+        have been done by then (so Keras itself counts one iteration more).
+        """
+        return tf.control_dependencies(self._step.batch or [])
 
     def _losses_of_step(self, data: Any) -> int:
         """How often `compute_loss` is called by the user's step; a custom step is traced once, unexecuted, to know."""
@@ -205,17 +219,40 @@ class RuleStep:
         Returns:
             Whether a class number was out of range in a step that refreshes, a boolean tensor.
         """
-        several = self._replicas() > 1  # they cannot talk to each other inside a condition
+        refresh = ops.convert_to_tensor(self.pace.refreshes)
+        outputs: list[Terms] = []
 
-        def work() -> Any:
-            tape, outputs = sensed()
-            self._store(*self._refreshed(tape, outputs), self._step.due if several else None)
+        def sense() -> tuple[SensitivityTape, Any]:
+            tape, outputs[:] = sensed()
+            flags = [output.bad_labels for output in outputs if output.bad_labels is not None]
+            return tape, tf.reduce_any(tf.stack(flags)) if flags else tf.constant(False)
+
+        def store(weight: PrunedWeight, *found: Any) -> None:
+            averaged = self.sensitivity.scale != "raw" or any(output.varies for output in outputs)
+            weight.store(averaged, refresh, *found)
+
+        def alone() -> Any:
+            tape, bad = sense()
+            for weight, *found in zip(self.weights, *tape.sensitivities(outputs, refresh), strict=True):
+                store(weight, *found)
+            with self._with_batch():
+                self.pace.count_refresh()
             if shrink:
                 self._shrink_in_place()
-            flags = [output.bad_labels for output in outputs if output.bad_labels is not None]
-            return tf.reduce_any(tf.stack(flags)) if flags else tf.constant(False)
+            return bad
 
-        return work() if several else self._when_due(work)
+        def of_replica() -> tuple[list[Parts], Any]:
+            tape, bad = sense()
+            return tape.signed_terms(outputs, refresh), bad
+
+        if self._replicas() == 1:
+            return self._when_due(alone)
+        strategy, due = self.model.distribute_strategy, self._step.due
+        synchronized = any(getattr(layer, "synchronized", False) for layer in self.model._flatten_layers())
+        bad = refresh_together(strategy, due, of_replica, self.weights, store, in_every_step=synchronized)
+        with self._with_batch():
+            self.pace.count_refresh(due)
+        return bad
 
     def _refresh_and_shrink(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
         """Both from a forward pass that is shared with the user's step; labels are checked in every step."""
@@ -233,30 +270,13 @@ class RuleStep:
             work = tf.function(work, autograph=False, experimental_attributes={"_noinline": True})
         return tf.cond(self._step.due, work, lambda: tf.constant(False))
 
-    def _refreshed(self, tape: SensitivityTape, outputs: list[Terms]) -> tuple[list[Any], list[Any]]:
-        """(variables, their values after this batch)."""
-        refresh = ops.convert_to_tensor(self.pace.refreshes)
-        sensitivities, curvatures = tape.sensitivities(outputs, refresh)
-        averaged = self.sensitivity.scale != "raw" or any(output.varies for output in outputs)
-        pairs = [
-            (w.sensitivity, w.refreshed(s, averaged, refresh)) for w, s in zip(self.weights, sensitivities, strict=True)
-        ]
-        for weight, curvature in zip(self.weights, curvatures, strict=True):
-            if weight.curvature is not None:
-                pairs.append((weight.curvature, ops.cast(curvature, "float32")))
-        return [variable for variable, _ in pairs], [value for _, value in pairs]
-
-    def _store(self, variables: list[Any], values: list[Any], due: Any | None = None) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value if due is None else ops.where(due, value, ops.convert_to_tensor(variable)))
-        self.pace.count_refresh(due)
-
     def _shrink_in_place(self) -> Any:
         """w <- w - d. The forward pass has read w; the optimizer's update comes after it."""
         steps = self.pace.steps()
         shrinking = [w for w in self.weights if w.shrinks]
-        for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
-            weight.variable.value.assign_sub(value)
+        with self._with_batch():
+            for weight, value in zip(shrinking, [w.shrinkage(steps) for w in shrinking], strict=True):
+                weight.variable.value.assign_sub(value)
         return tf.constant(False)
 
     def _take_shrinkages(self) -> None:
@@ -270,12 +290,7 @@ class RuleStep:
         def nothing() -> list[Any]:
             return [ops.zeros(w.variable.shape, w.variable.dtype) for w in shrinking]
 
-        if due is None or not shrinking:
-            values = taken()
-        elif self._replicas() == 1:
-            values = tf.cond(due, taken, nothing)
-        else:
-            values = [ops.where(due, d, zero) for d, zero in zip(taken(), nothing(), strict=True)]
+        values = taken() if due is None or not shrinking else tf.cond(due, taken, nothing)
         self._step.shrinkages = list(zip(shrinking, values, strict=True))
 
     def _updates(self) -> Any | None:
@@ -283,7 +298,7 @@ class RuleStep:
         optimizer: Any = getattr(self.model, "optimizer", None)
         inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
         if inner is not optimizer or getattr(inner, "gradient_accumulation_steps", None):
-            return ops.convert_to_tensor(inner.iterations)
+            return tf.identity(ops.convert_to_tensor(inner.iterations))  # its value now: Keras returns the variable
         return None
 
     def _subtract(self, shrinkages: list[tuple[PrunedWeight, Any]], real: Any | None) -> None:

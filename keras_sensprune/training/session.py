@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from keras_sensprune.errors import argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM
 from keras_sensprune.records import PruneRecord
+from keras_sensprune.training.rules import Moment, PruningRule
+from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import SESSION, PruningSession
 
 
@@ -22,6 +25,11 @@ def attach(model: Any, sensitivity: Sensitivity, structure: str | Block | NofM =
     session.attach(in_fit=True)
     session.retrace()
     return session
+
+
+def attached(model: Any) -> PruningSession | None:
+    """The session on a model, if it is being pruned now."""
+    return vars(model).get(SESSION) if isinstance(model, keras.Model) else None
 
 
 def detach(model: Any) -> bool:
@@ -45,7 +53,7 @@ def detach(model: Any) -> bool:
         >>> detach(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
         False
     """
-    session = vars(model).get(SESSION) if isinstance(model, keras.Model) else None
+    session = attached(model)
     if session is None:
         return False
     session.detach()
@@ -87,10 +95,16 @@ def pruning(model: Any) -> Iterator[Any]:
 
 
 class PruningStep:
-    """A training step with the pruning rule, for custom loops; made by `make_pruning_step`."""
+    """A training step with the pruning rule, for custom loops; made by `make_pruning_step`.
+
+    Attributes:
+        records: one `PruneRecord` per pruning, those before a loaded state included.
+    """
 
     def __init__(self, session: PruningSession):
         self._session = session
+        self.records: list[PruneRecord] = []
+        self._sidecars: dict[str, SideCar] = {}
         detach(session.model)
         session.attach(in_fit=False)
         for weight in session.weights:
@@ -101,10 +115,68 @@ class PruningStep:
         """One step on a batch; safe inside `tf.function` and `strategy.run`."""
         return self._session.rule.step(data)
 
-    def prune(self, threshold: float) -> PruneRecord:
-        """Sets every prunable |w| (or group) below the threshold to zero; raises TrainingError after a bad step."""
+    def prune(self, threshold: float | PruningRule, moment: Moment | None = None) -> PruneRecord:
+        """Sets every prunable |w| (or group) below the threshold to zero; raises TrainingError after a bad step.
+
+        Args:
+            threshold: T >= 0, or a rule such as `SparsityTarget`.
+            moment: what the rule's schedule needs: `Moment(epoch, epochs, steps_per_epoch)`.
+        """
         self._session.raise_if_unhealthy()
-        return self._session.prune(threshold)
+        self.records.append(self._session.prune(threshold, moment))
+        return self.records[-1]
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Writes what no checkpoint of the model holds, as `PruneAtEpochEnd(state_path=...)` does.
+
+        Call it once before the first step and then after each pruning, before the model is saved: the file keeps the
+        last two states, so that one of them belongs to the saved model whenever the process dies.
+
+        Args:
+            path: a file; replaced as a whole, never written half.
+
+        Raises:
+            ArgumentError: if no file can be made there.
+            DataError: if there is a file that this step has neither saved nor loaded, or the disk does not take it.
+        """
+        self._sidecar(path).save(self._session, len(self.records), self.records)
+
+    def load_state(self, path: str | os.PathLike[str]) -> int:
+        """Puts back the state that belongs to the model, which must have been restored before.
+
+        Args:
+            path: a file that `save_state` wrote.
+
+        Returns:
+            How many prunings lie before the state; `records` holds their records.
+
+        Raises:
+            ArgumentError: if `path` is no path of a file.
+            DataError: if the file is missing, damaged, of another model, or none of its states has as many updates as
+                the model's optimizer.
+
+        Example:
+            >>> import keras
+            >>> from keras_sensprune import SensitivityRegularizer, make_pruning_step
+            >>> layer = keras.layers.Dense(1, kernel_regularizer=SensitivityRegularizer(1e-4))
+            >>> model = keras.Sequential([keras.Input((2,)), layer])
+            >>> model.compile("sgd", "mse")
+            >>> with make_pruning_step(model) as step:
+            ...     record = step.prune(threshold=10.0)
+            ...     step.save_state("pruning.state")
+            >>> with make_pruning_step(model) as step:
+            ...     step.load_state("pruning.state")
+            1
+        """
+        self.records = list(self._sidecar(path).restore(self._session) or ())
+        self._session.silence()
+        return len(self.records)
+
+    def _sidecar(self, path: str | os.PathLike[str]) -> SideCar:
+        key = os.path.abspath(path_argument("path", path))
+        if key not in self._sidecars:
+            self._sidecars[key] = SideCar(path, name="path")
+        return self._sidecars[key]
 
     def close(self) -> None:
         """Takes the hooks off the model."""
@@ -133,7 +205,8 @@ def make_pruning_step(
         structure: what is pruned together, as in `PruneAtEpochEnd`.
 
     Returns:
-        A callable `step(data) -> logs` with `step.prune(threshold)` and `step.close()`; also a context manager.
+        A callable `step(data) -> logs` with `step.prune(threshold)`, `step.records`, `step.save_state(path)` and
+        `step.load_state(path)` (see docs/resume.md), and `step.close()`; also a context manager.
         `data` is what `model.train_step` takes: x, (x, y) or (x, y, sample_weight).
 
     Raises:

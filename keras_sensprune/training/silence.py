@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_sensprune.training.grouping import Grouping
-from keras_sensprune.training.state import MaskConstraint, PrunedWeight, beside
+from keras_sensprune.training.state import MaskConstraint, PrunedWeight, assign_masked, beside
 from keras_sensprune.training.targets import Target
 
 
@@ -47,8 +47,7 @@ class SilencedBias:
         value = self.variable.numpy()
         mask = np.broadcast_to(np.tile(alive, value.shape[-1] // self.units), value.shape)
         self.mask.assign(mask.astype("float32"))
-        if np.any(value[~mask]):
-            self.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+        assign_masked(self.variable, mask)
 
 
 def silenced_biases(grouping: Grouping, targets: list[Target], weights: list[PrunedWeight]) -> list[SilencedBias]:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.penalty import insensitivity_penalty, penalty_with_exact_gradient
 from keras_sensprune.formulas.sensitivity import (
     bounded_insensitivity,
@@ -16,8 +17,7 @@ from keras_sensprune.formulas.sensitivity import (
     scaled_sensitivity,
     shrunk_share,
 )
-from keras_sensprune.formulas.structures import Layout, group_masks, group_sensitivity, n_of_m_mask
-from keras_sensprune.formulas.thresholds import threshold_mask
+from keras_sensprune.formulas.structures import Layout, group_sensitivity
 
 # id(variable) -> its state, for the regularizer, which Keras calls with nothing but the variable. The states belong
 # to the session on the model, so nothing here outlives an abandoned model.
@@ -31,7 +31,9 @@ def active_weight(variable: Any) -> PrunedWeight | None:
 
 
 class MaskConstraint:
-    """Multiplies a weight by its mask after every update, after the user's own constraint.
+    """Multiplies a weight by its mask after every update, before and after the user's own constraint.
+
+    Before, so that a norm is that of the weights that are left; after, because a constraint may set anything.
 
     Args:
         mask: variable of zeros and ones, the weight's shape.
@@ -43,8 +45,16 @@ class MaskConstraint:
         self.inner = inner
 
     def __call__(self, variable: Any) -> Any:
-        value = variable if self.inner is None else self.inner(variable)
-        return ops.multiply(value, ops.cast(self.mask, variable.dtype))
+        mask = ops.cast(self.mask, variable.dtype)
+        value = ops.multiply(variable, mask)
+        return value if self.inner is None else ops.multiply(self.inner(value), mask)
+
+
+def assign_masked(variable: Any, mask: np.ndarray) -> None:
+    """Sets the entries of a variable to zero where the mask is False, if any of them is not."""
+    value = variable.numpy()
+    if np.any(value[~mask]):
+        variable.assign(np.where(mask, value, np.zeros((), value.dtype)))  # not w * mask, which would leave -0.0
 
 
 def beside(variable: Any, initializer: str) -> Any:
@@ -93,9 +103,9 @@ class PrunedWeight:
         _ACTIVE[id(self.variable)] = self
 
     def keep_constraint(self) -> None:
-        """Applies the user's constraint once more after the shrinkage, which comes after the optimizer's step."""
+        """Applies the user's constraint once more, after the shrinkage or a pruning."""
         if self._constraint is not None:
-            self.variable.assign(self._constraint(self.variable))
+            self.variable.assign(self.variable.constraint(self.variable))
 
     def detach(self) -> None:
         """Puts the user's own constraint back."""
@@ -104,10 +114,12 @@ class PrunedWeight:
         if _ACTIVE.get(id(self.variable)) is self:
             del _ACTIVE[id(self.variable)]
 
-    def refreshed(self, new: Any, averaged: bool, refresh: Any) -> Any:
-        """The stored sensitivity after refresh number `refresh`, which found `new`: that, or the running mean."""
+    def store(self, averaged: bool, refresh: Any, new: Any, curvature: Any = None) -> None:
+        """Stores what refresh number `refresh` has found: the sensitivity `new`, or the running mean with it."""
         new = ops.cast(new, "float32")
-        return running_mean(self.sensitivity, new, self.momentum, refresh) if averaged else new
+        self.sensitivity.assign(running_mean(self.sensitivity, new, self.momentum, refresh) if averaged else new)
+        if self.curvature is not None:
+            self.curvature.assign(ops.cast(curvature, "float32"))
 
     def _scaled(self, weight: Any) -> Any:
         """What takes the place of S, weight by weight."""
@@ -159,7 +171,10 @@ class PrunedWeight:
         self.mask.assign(mask.astype("float32"))
         kept = np.where(mask, value, np.zeros((), value.dtype))  # not w * mask, which would leave -0.0
         self.variable.assign(kept)
-        return int(np.count_nonzero(value)), int(np.count_nonzero(kept))
+        before, after = int(np.count_nonzero(value)), int(np.count_nonzero(kept))
+        if after < before:
+            self.keep_constraint()
+        return before, after
 
     def groups(self) -> tuple[int, int]:
         """(groups, groups that are not all zero) of this tensor; (0, 0) where weights are pruned one by one."""
@@ -169,36 +184,15 @@ class PrunedWeight:
 
     def remask(self) -> None:
         """Applies the mask once more, after something else has set the weight (EMA, restored weights)."""
-        value = self.variable.numpy()
-        mask = self.mask.numpy() != 0
-        if np.any(value[~mask]):
-            self.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+        assign_masked(self.variable, self.mask.numpy() != 0)
 
     def nonzero(self) -> int:
         """How many entries are not zero."""
         return int(np.count_nonzero(self.variable.numpy()))
 
 
-def prune_together(family: list[PrunedWeight], threshold: float) -> list[tuple[int, int, bool]]:
-    """Sets what is below the threshold to zero, for good, in weights whose groups extend over all of them.
-
-    Args:
-        family: one weight, or several with the same groups.
-        threshold: T >= 0. At 0 nothing is pruned, whatever the structure.
-
-    Returns:
-        Per weight (nonzero before, nonzero after, whether the floor of one weight or group was needed).
-    """
-    values = [weight.variable.numpy() for weight in family]
-    alive = [weight.mask.numpy() != 0 for weight in family]
-    layouts = [weight.layout for weight in family if weight.layout is not None]
-    if not layouts:
-        mask, floor = threshold_mask(values[0], threshold, alive[0])
-        masks, floored = [mask], [floor]
-    elif layouts[0].kept:
-        masks = [n_of_m_mask(layouts[0], values[0], alive[0])] if threshold > 0 else alive
-        floored = [False]
-    else:
-        masks, floored = group_masks(layouts, values, threshold, alive)
-    applied = [weight.apply(value, mask) for weight, value, mask in zip(family, values, masks, strict=True)]
-    return [(*counts, floor) for counts, floor in zip(applied, floored, strict=True)]
+def items_of(family: list[PrunedWeight]) -> Items:
+    """What can be pruned in weights whose groups extend over all of them, as they are now."""
+    values = tuple(weight.variable.numpy() for weight in family)
+    alive = tuple(weight.mask.numpy() != 0 for weight in family)
+    return Items(values, alive, tuple(weight.layout for weight in family if weight.layout is not None))

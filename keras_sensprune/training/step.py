@@ -10,15 +10,18 @@ from typing import Any
 import tensorflow as tf
 from keras import ops
 
-from keras_sensprune.errors import TrainingError, argument_error, number_argument
+from keras_sensprune.errors import TrainingError, argument_error
+from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, Layout, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.gradients import SensitivityTape, curved_activation
 from keras_sensprune.training.grouping import group_weights
+from keras_sensprune.training.revived import clear_slots
 from keras_sensprune.training.rule import RuleStep
-from keras_sensprune.training.silence import silenced_biases
-from keras_sensprune.training.state import PrunedWeight, prune_together
+from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
+from keras_sensprune.training.silence import SilencedBias, silenced_biases
+from keras_sensprune.training.state import PrunedWeight, items_of
 from keras_sensprune.training.targets import prunable_weights
 
 SESSION = "_sensprune_session"  # attribute of an attached model; a registry would keep abandoned models alive
@@ -61,7 +64,14 @@ class PruningSession:
         for family in self.families:
             for weight in family if len(family) > 1 else ():
                 weight.family = tuple(family)
+        self.memory: dict[str, float] = {}  # what a rule remembers from one pruning to the next
+        self.chosen: int | None = None  # epoch whose weights `BestAtSparsity` has restored
         self._saved: dict[str, Any] = {}
+
+    @property
+    def held(self) -> list[PrunedWeight | SilencedBias]:
+        """Everything with a mask."""
+        return [*self.weights, *self.biases]
 
     def _state(self, target: Any, layout: Layout | None) -> PrunedWeight:
         whole_groups = layout is not None and not layout.kept  # their penalty has no second order
@@ -80,14 +90,12 @@ class PruningSession:
         if not in_fit:
             del names["train_step"]
         self._saved = {name: vars(self.model).get(name) for name in (*names, "train_function")}
+        object.__setattr__(self.model, SESSION, self)  # first: Ctrl-C from here on leaves nothing that cannot be undone
         for name, hook in names.items():
             object.__setattr__(self.model, name, hook)
-        for weight in self.weights:
-            weight.attach()
-        for bias in self.biases:
-            bias.attach()
+        for state in self.held:
+            state.attach()
         self._forget_test_function()
-        object.__setattr__(self.model, SESSION, self)
 
     def retrace(self) -> None:
         """Makes `fit` compile the hooked step, and detaches when an exception or Ctrl-C passes through it."""
@@ -113,10 +121,8 @@ class PruningSession:
             else:
                 object.__setattr__(self.model, name, value)
         self._saved = {}
-        for weight in self.weights:
-            weight.detach()
-        for bias in self.biases:
-            bias.detach()
+        for state in self.held:
+            state.detach()
         self._forget_test_function()
         if vars(self.model).get(SESSION) is self:
             object.__delattr__(self.model, SESSION)
@@ -128,26 +134,33 @@ class PruningSession:
 
     # Between the steps
 
-    def prune(self, threshold: float, epoch: int = -1) -> PruneRecord:
-        """Sets every prunable |w| (or group) below the threshold to zero, where it stays until `detach`.
+    def prune(self, threshold: float | PruningRule, moment: Moment | None = None) -> PruneRecord:
+        """Sets prunable weights (or groups) to zero, where they stay until `detach`.
 
         Args:
-            threshold: T >= 0.
-            epoch: for the record.
+            threshold: T >= 0, or the rule that decides.
+            moment: when; None means outside of `fit`.
 
         Returns:
             What was done. A tensor that would be emptied keeps its largest weight (the floor).
         """
-        threshold = number_argument("threshold", threshold, "a finite number of at least 0")
+        rule, moment = rule_argument(threshold), moment or Moment(-1)
         self._settle()
-        pruned = [prune_together(family, threshold) for family in self.families]
+        families = self.items()
+        choice = rule.choose(self, families, moment)
+        values = [items.values for items in families]
+        pruned = [
+            [(*weight.apply(value, mask), floor) for weight, value, mask, floor in zip(*parts, strict=True)]
+            for parts in zip(self.families, values, choice.masks, choice.floored, strict=True)
+        ]
         self.silence()
+        clear_slots(getattr(self.model, "optimizer", None), [(w.variable, w.mask) for w in self.held])
         order = [number for family in self.grouping.families for number in family]
         results = [r for _, r in sorted(zip(order, itertools.chain(*pruned), strict=True))]
         groups = [weight.groups() for weight in self.weights]
         return PruneRecord(
-            epoch=epoch,
-            threshold=threshold,
+            epoch=moment.epoch,
+            threshold=choice.threshold,
             total=sum(math.prod(weight.variable.shape) for weight in self.weights),
             nonzero_before=sum(before for before, _, _ in results),
             nonzero=sum(after for _, after, _ in results),
@@ -159,10 +172,40 @@ class PruningSession:
             by_weight=self.grouping.by_weight,
         )
 
+    def items(self) -> list[Items]:
+        """What can be pruned, family by family, as it is now."""
+        return [items_of(family) for family in self.families]
+
+    def labels(self) -> list[str]:
+        """The path of the first weight of each family."""
+        return [family[0].label for family in self.families]
+
+    def relevances(self) -> list[float]:
+        """Sum over the living weights of each family of |w| S."""
+        return [
+            float(sum((abs(w.variable.numpy()) * w.sensitivity.numpy()).sum() for w in family))
+            for family in self.families
+        ]
+
     def silence(self) -> None:
         """Sets the biases of recurrent units that are dead to zero."""
         for bias in self.biases:
             bias.apply()
+
+    def remask(self) -> None:
+        """Applies the masks once more, after something else has set the weights."""
+        for weight in self.weights:
+            weight.remask()
+        self.silence()
+
+    def leave_zeros(self) -> None:
+        """Called after the end of a `fit` that leaves zeros: the next one warns if it does not keep them.
+
+        The warning comes where the train function is traced, so the next `fit` must trace a new one.
+        """
+        object.__setattr__(self.model, "train_function", None)
+        for weight in self.weights:
+            weight.regularizer.note_zeros()
 
     def _settle(self) -> None:
         """Shrinks for the updates since the last refresh, with the sensitivities of that refresh."""

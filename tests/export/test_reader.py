@@ -25,6 +25,10 @@ SECONDS_FOR_ALL = 15
 
 @pytest.fixture(scope="module")
 def sparse():
+    return sparse_file()
+
+
+def sparse_file():
     """A small file with CSR, 1x4 and CSR behind DENSIFY."""
     model = keras.Sequential(
         [

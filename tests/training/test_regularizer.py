@@ -13,8 +13,8 @@ from keras_sensprune.errors import ArgumentError
 
 X, Y = np.ones((8, 4), "float32"), np.zeros((8, 2), "float32")
 WITHOUT = (
-    "SensitivityRegularizer {} without the PruneAtEpochEnd callback. Pass `callbacks=[PruneAtEpochEnd(...)]` to `fit`, "
-    "or use `make_pruning_step` in a custom loop."
+    "SensitivityRegularizer {} without the PruneAtEpochEnd callback, and pruned weights may grow again. Pass "
+    "`callbacks=[PruneAtEpochEnd(...)]` to `fit`, or use `make_pruning_step` in a custom loop."
 )
 
 

@@ -12,6 +12,8 @@ import tensorflow as tf
 from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer, make_pruning_step
 from keras_sensprune.training.rule import RuleStep
 
+from ..reference import optimizer_oracle as oracle
+
 STRENGTH = 0.05
 EXACT = {"every": 1, "estimator": "exact"}  # the paper's rule in every step
 RNG = np.random.default_rng(0)
@@ -39,31 +41,10 @@ def shrinkage(w, strength=STRENGTH):
     return strength * w * np.maximum(0, 1 - sensitivity)
 
 
-class NumpySGD:
-    def __init__(self, rate, momentum=0.0):
-        self.rate, self.momentum, self.velocity = rate, momentum, 0.0
-
-    def __call__(self, w, g):
-        self.velocity = self.momentum * self.velocity - self.rate * g
-        return w + self.velocity
-
-
-class NumpyAdam:
-    def __init__(self, rate):
-        self.rate, self.m, self.v, self.t = rate, 0.0, 0.0, 0
-
-    def __call__(self, w, g):
-        self.t += 1
-        self.m = 0.9 * self.m + 0.1 * g
-        self.v = 0.999 * self.v + 0.001 * g * g
-        rate = self.rate * np.sqrt(1 - 0.999**self.t) / (1 - 0.9**self.t)
-        return w - rate * self.m / (np.sqrt(self.v) + 1e-7)
-
-
 OPTIMIZERS = {
-    "sgd": (lambda: keras.optimizers.SGD(0.1), lambda: NumpySGD(0.1)),
-    "momentum": (lambda: keras.optimizers.SGD(0.1, momentum=0.9), lambda: NumpySGD(0.1, 0.9)),
-    "adam": (lambda: keras.optimizers.Adam(0.01), lambda: NumpyAdam(0.01)),
+    "sgd": (lambda: keras.optimizers.SGD(0.1), lambda: oracle.SGD(0.1)),
+    "momentum": (lambda: keras.optimizers.SGD(0.1, momentum=0.9), lambda: oracle.SGD(0.1, 0.9)),
+    "adam": (lambda: keras.optimizers.Adam(0.01), lambda: oracle.Adam(0.01)),
 }
 
 
@@ -223,7 +204,7 @@ def test_every_n_steps_the_shrinkage_of_n_steps_is_applied_at_once(name, mode):
 
 @pytest.mark.parametrize("kind", ["none", "loss"])
 def test_every_n_steps_also_without_output_terms(kind):
-    model, update = linear_model(keras.optimizers.SGD(0.1)), NumpySGD(0.1)
+    model, update = linear_model(keras.optimizers.SGD(0.1)), oracle.SGD(0.1)
     w = model.get_weights()[0].astype("float64")
     inputs, data = batches(4)
     model.fit(data, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, Sensitivity(kind, every=4))])
@@ -248,7 +229,7 @@ def test_a_train_step_whose_loss_is_not_seen_shrinks_every_n_steps_too():
     inputs, data = batches(4)
     config = Sensitivity("unspecific", every=3, estimator="exact")
     model.fit(data, shuffle=False, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
-    expected = every_n_steps(w, inputs, NumpySGD(0.1), 3, unspecific)
+    expected = every_n_steps(w, inputs, oracle.SGD(0.1), 3, unspecific)
     np.testing.assert_allclose(model.get_weights()[0], expected, atol=4 * TOLERANCE)
 
 

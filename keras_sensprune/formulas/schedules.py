@@ -1,0 +1,128 @@
+r"""Sparsity as a function of the epochs that have been trained.
+
+With $t$ the number of complete epochs (1 after the first one), $b$ and $e$ begin and end of the schedule in epochs,
+progress is $p = \min(1, \max(0, (t - b) / (e - b)))$. A begin or end given as a fraction means that fraction of all
+epochs of `fit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from keras_sensprune.errors import argument_error, number_argument
+
+
+def sparsity_argument(name: str, value: object) -> float:
+    """`value` as a float if it is a sparsity.
+
+    Args:
+        name: the argument as the user typed it.
+        value: what came.
+
+    Returns:
+        The value.
+
+    Raises:
+        ArgumentError: if it is no fraction in [0, 1).
+    """
+    allowed = "a fraction in [0, 1)"
+    number = number_argument(name, value, allowed)
+    if number >= 1.0:
+        raise argument_error(name, allowed, value, "Sparsity is a fraction, not percent.")
+    return number
+
+
+def _moment_argument(name: str, value: object) -> int | float:
+    """`value` if it is a number of epochs (an integer) or a fraction of them (a float in [0, 1])."""
+    allowed = "an integer number of epochs, or a float in [0, 1] as a fraction of all epochs"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    number = number_argument(name, value, allowed)
+    if not isinstance(value, float) or number > 1.0:
+        raise argument_error(name, allowed, value)
+    return number
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsitySchedule:
+    r"""A sparsity that grows from `initial` to `final` between two moments of a training.
+
+    $$s(p) = s_f + (s_i - s_f)\,g(p),$$ with $s_i$ the initial and $s_f$ the final sparsity, $p$ the progress (see
+    this module), and $g$ one of: `"polynomial"`, $(1 - p)^3$; `"cosine"`, $(1 + \cos \pi p) / 2$; `"linear"`,
+    $1 - p$; `"constant"`, 0 from the begin on. Before the begin the sparsity is 0: nothing is pruned.
+
+    Args:
+        final: sparsity at the end, a fraction in [0, 1).
+        shape: `"polynomial"`, `"cosine"`, `"linear"` or `"constant"`.
+        initial: sparsity at the begin, a fraction in [0, final].
+        begin: when the schedule begins: epochs (an integer), or a fraction of all epochs (a float in [0, 1]).
+        end: when it ends; after it the sparsity stays `final`.
+
+    Returns:
+        A frozen configuration object.
+
+    Raises:
+        ArgumentError: if an argument is not allowed, or the end does not come after the begin.
+
+    Example:
+        >>> from keras_sensprune import SparsitySchedule
+        >>> schedule = SparsitySchedule(0.8, end=4)
+        >>> [round(schedule.at(epochs, 10), 3) for epochs in (0, 1, 2, 3, 4, 9)]
+        [0.0, 0.463, 0.7, 0.787, 0.8, 0.8]
+
+    Reference: Zhu and Gupta, "To prune, or not to prune", 2017, for the polynomial of power 3.
+    """
+
+    final: float
+    shape: str = "polynomial"
+    initial: float = 0.0
+    begin: int | float = 0
+    end: int | float = 0.75
+
+    def __post_init__(self) -> None:
+        sparsity_argument("final", self.final)
+        if sparsity_argument("initial", self.initial) > self.final:
+            raise argument_error("initial", f"at most final={self.final}", self.initial)
+        if self.shape not in _REMAINING:
+            raise argument_error("shape", "one of " + ", ".join(repr(name) for name in _REMAINING), self.shape)
+        begin, end = _moment_argument("begin", self.begin), _moment_argument("end", self.end)
+        if type(begin) is type(end) and end <= begin and self.shape != "constant":
+            raise argument_error("end", f"later than begin={self.begin}", self.end)
+
+    def moments(self, epochs: int) -> tuple[float, float]:
+        """Begin and end in epochs, for a training of so many epochs.
+
+        Raises:
+            ArgumentError: if the end does not come after the begin, which only then is known.
+        """
+        begin, end = (m if isinstance(m, int) else m * epochs for m in (self.begin, self.end))
+        if self.shape == "constant":
+            return begin, begin
+        if end <= begin:
+            raise argument_error("end", f"later than begin={self.begin} in a training of {epochs} epochs", self.end)
+        return begin, end
+
+    def at(self, epochs_done: float, epochs: int) -> float:
+        """The sparsity after so many epochs.
+
+        Args:
+            epochs_done: complete epochs since training began.
+            epochs: of the whole training.
+
+        Returns:
+            A fraction in [0, 1).
+        """
+        begin, end = self.moments(epochs)
+        if epochs_done < begin or epochs_done == 0:
+            return 0.0
+        progress = 1.0 if end == begin else min(1.0, (epochs_done - begin) / (end - begin))
+        return self.final + (self.initial - self.final) * _REMAINING[self.shape](progress)
+
+
+_REMAINING = {
+    "polynomial": lambda p: (1.0 - p) ** 3,
+    "cosine": lambda p: (1.0 + math.cos(math.pi * p)) / 2.0,
+    "linear": lambda p: 1.0 - p,
+    "constant": lambda p: 0.0,
+}

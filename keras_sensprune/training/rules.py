@@ -1,0 +1,269 @@
+"""Rules that decide after an epoch which weights go: a threshold, or a sparsity that is to be reached."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_sensprune.errors import argument_error, choice_argument, number_argument
+from keras_sensprune.formulas.allocation import erdos_renyi_shares, kept_counts, lowest_first, zeros_asked
+from keras_sensprune.formulas.items import Items
+from keras_sensprune.formulas.schedules import SparsitySchedule, sparsity_argument
+
+Limits = Mapping[str, tuple[float, float]] | Callable[[str], tuple[float, float] | None]
+ALLOCATIONS = ("global", "uniform", "erdos_renyi", "relevance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When a pruning happens.
+
+    Attributes:
+        epoch: number of the epoch that is complete now, from 0.
+        epochs: of the whole training; None outside of `fit`.
+        steps: per epoch; None where it is not known.
+    """
+
+    epoch: int
+    epochs: int | None = None
+    steps: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """What goes: masks and whether the floor was needed, per family and tensor; and the threshold it amounts to."""
+
+    masks: list[list[np.ndarray]]
+    floored: list[list[bool]]
+    threshold: float
+
+
+class PruningRule:
+    """What `PruneAtEpochEnd(threshold=...)` takes beside a number."""
+
+    def check(self, session: Any, moment: Moment) -> None:
+        """Called once, before training starts; raises what can be known then."""
+
+    def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
+        """Decides, and changes nothing."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedThreshold(PruningRule):
+    """What a number means: every |w| (or group) below it goes; a tensor is never emptied."""
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "threshold", number_argument("threshold", self.threshold, "a finite number of at least 0")
+        )
+
+    def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
+        """See `Items.at_least`."""
+        pruned = [items.at_least(self.threshold) for items in families]
+        return Choice([masks for masks, _ in pruned], [floored for _, floored in pruned], self.threshold)
+
+
+def rule_argument(threshold: object) -> PruningRule:
+    """The rule meant by the argument `threshold`: itself, or a number."""
+    return threshold if isinstance(threshold, PruningRule) else FixedThreshold(threshold)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityTarget(PruningRule):
+    r"""Rule: after every epoch exactly so many weights are zero as a schedule says.
+
+    Asked for sparsity $s$ of $n$ prunable weights, exactly $\mathrm{round}(s\,n)$ are zero afterwards, also with ties
+    and with weights that are zero already (with a structure of whole groups: as many groups as fit into that number).
+    Zeros never come back, so a schedule that falls changes nothing. The `allocation` says how they are shared among
+    the tensors, with $k_l$ weights kept of $n_l$, before the lowest $|w|$ (or group scores) of each go:
+
+    - `"global"`: all tensors together, the lowest scores first;
+    - `"uniform"`: $k_l \propto n_l$, the same sparsity everywhere;
+    - `"erdos_renyi"`: $k_l \propto \sum_a d_{l,a}$, the sum of the lengths of its axes;
+    - `"relevance"`: $k_l \propto \sum_i |w_i| S_i$ over its living weights, with $S$ the sensitivity as stored.
+
+    Args:
+        schedule: a `SparsitySchedule`; a sparsity, which then is reached by Zhu and Gupta's polynomial at three
+            quarters of the epochs; or a pruning schedule of TF-MOT (`tfmot.sparsity.keras.PolynomialDecay`...), which
+            is asked at every step of the epoch for its boolean: the sparsity is that of the last step at which it was
+            true (asked at epoch ends alone, it often never fires).
+        allocation: `"global"`, `"uniform"`, `"erdos_renyi"` or `"relevance"`.
+        limits: bounds of single tensors: `{pattern: (least, most)}`, where the pattern is a path or a shell-style
+            pattern of paths (`"*/conv1/kernel"`; the first that matches counts) and least and most are sparsities; or
+            a function path -> (least, most) or None. While the schedule rises, `least` rises in proportion. No tensor
+            is ever emptied.
+
+    Returns:
+        A frozen configuration object, for `PruneAtEpochEnd(threshold=...)`.
+
+    Raises:
+        ArgumentError: if an argument is not allowed; at the start of `fit` also if the limits cannot hold the final
+            sparsity, a pattern matches no weight, the schedule prunes nothing within the epochs of this `fit`, or
+            the structure is `NofM`, which leaves no choice.
+
+    Example:
+        >>> from keras_sensprune import SparsitySchedule, SparsityTarget
+        >>> rule = SparsityTarget(SparsitySchedule(0.9, "cosine", end=20), "erdos_renyi", {"*/head/*": (0.0, 0.5)})
+        >>> rule.allocation
+        'erdos_renyi'
+    """
+
+    schedule: Any
+    allocation: str = "global"
+    limits: Limits | None = None
+
+    def __post_init__(self) -> None:
+        choice_argument("allocation", self.allocation, ALLOCATIONS)
+        schedule = self.schedule
+        if not isinstance(schedule, SparsitySchedule) and not _of_tfmot(schedule):
+            if callable(schedule):
+                raise argument_error("schedule", "a sparsity, a SparsitySchedule or a schedule of TF-MOT", schedule)
+            object.__setattr__(self, "schedule", SparsitySchedule(sparsity_argument("schedule", schedule)))
+        if isinstance(self.limits, Mapping):
+            for pattern, bounds in self.limits.items():
+                _check_bounds(pattern, bounds)
+        elif self.limits is not None and not callable(self.limits):
+            raise argument_error("limits", "a mapping {pattern: (least, most)}, a function or None", self.limits)
+
+    def check(self, session: Any, moment: Moment) -> None:
+        """Refuses what cannot work, before training starts."""
+        families = session.items()
+        if any(items.fixed for items in families):
+            raise argument_error("threshold", "a number for structure=NofM, which itself says how many go", self)
+        labels = session.labels()
+        if isinstance(self.limits, Mapping):
+            for pattern in self.limits:
+                if not any(fnmatch.fnmatchcase(label, pattern) for label in labels):
+                    raise argument_error("limits", f"patterns that match a weight: {', '.join(labels)}", pattern)
+        final = self._final(moment)
+        if final == 0:
+            raise argument_error("schedule", f"one that prunes within {moment.epochs} epochs", self.schedule)
+        total = sum(int(items.sizes().sum()) for items in families)
+        low, high = self._bounds(families, labels, 1.0)
+        if not sum(low) <= zeros_asked(final, total) <= sum(high):
+            raise argument_error(
+                "limits", f"wide enough for {zeros_asked(final, total)} zeros of {total} weights", (sum(low), sum(high))
+            )
+
+    def _final(self, moment: Moment) -> float:
+        """The sparsity at the end of the training."""
+        if isinstance(self.schedule, SparsitySchedule):
+            self.schedule.moments(_known(moment.epochs, "epochs"))
+            return self.schedule.at(_known(moment.epochs, "epochs"), _known(moment.epochs, "epochs"))
+        _known(moment.steps, "steps per epoch")
+        return max(self._at(dataclasses.replace(moment, epoch=e)) for e in range(_known(moment.epochs, "epochs")))
+
+    def _at(self, moment: Moment) -> float:
+        """The sparsity that is due now."""
+        if isinstance(self.schedule, SparsitySchedule):
+            return self.schedule.at(moment.epoch + 1, _known(moment.epochs, "epochs"))
+        steps = _known(moment.steps, "steps per epoch")
+        for step in reversed(range(moment.epoch * steps, (moment.epoch + 1) * steps)):
+            fires, sparsity = self.schedule(step)
+            if bool(fires):
+                return float(sparsity)
+        return 0.0
+
+    def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
+        """The lowest scores, as many as are due; zeros that exist count."""
+        due, final = self._at(moment), self._final(moment)
+        return self.at_sparsity(session, families, due, due / final if final else 0.0)
+
+    def at_sparsity(self, session: Any, families: list[Items], due: float, share: float = 1.0) -> Choice:
+        """The choice at one sparsity.
+
+        Args:
+            session: of the model.
+            families: what can be pruned.
+            due: the sparsity.
+            share: of the lower limits that holds already.
+        """
+        total = sum(int(items.sizes().sum()) for items in families)
+        low, high = self._bounds(families, session.labels(), share)
+        zeros = min(max(zeros_asked(due, total), sum(low)), sum(high))
+        scores, sizes = [items.scores() for items in families], [items.sizes() for items in families]
+        if self.allocation != "global":
+            entries = np.array([int(size.sum()) for size in sizes])
+            kept = kept_counts(self._shares(session, families), total - zeros, entries - high, entries - low)
+            low = high = (entries - kept).tolist()
+            zeros = sum(low)
+        keep = lowest_first(scores, zeros, low, high, sizes)
+        left = np.concatenate([score[mask & np.isfinite(score)] for score, mask in zip(scores, keep, strict=True)])
+        gone = any(np.isfinite(score[~mask]).any() for score, mask in zip(scores, keep, strict=True))
+        lowest = float(left.min()) if gone else 0.0
+        masks = [items.masks(mask) for items, mask in zip(families, keep, strict=True)]
+        return Choice(masks, [[False] * len(each) for each in masks], lowest)
+
+    def _shares(self, session: Any, families: list[Items]) -> np.ndarray:
+        if self.allocation == "uniform":
+            return np.array([float(items.sizes().sum()) for items in families])
+        if self.allocation == "erdos_renyi":
+            return np.array([sum(erdos_renyi_shares([v.shape for v in items.values])) for items in families])
+        return np.array(session.relevances())
+
+    def _bounds(self, families: list[Items], labels: list[str], share: float) -> tuple[list[int], list[int]]:
+        """(least, most) zeros of each family; what is dead is dead, and the best item stays."""
+        low, high = [], []
+        for items, label in zip(families, labels, strict=True):
+            least, most = self._limits_of(label)
+            sizes, scores = items.sizes(), items.scores()
+            total, dead = int(sizes.sum()), int(sizes[np.isneginf(scores)].sum())
+            best = int(sizes[int(np.argmax(scores))])
+            high.append(max(dead, min(zeros_asked(most, total), total - best)))
+            low.append(min(max(dead, zeros_asked(least * share, total)), high[-1]))
+        return low, high
+
+    def _limits_of(self, label: str) -> tuple[float, float]:
+        if isinstance(self.limits, Mapping):
+            found = next((b for pattern, b in self.limits.items() if fnmatch.fnmatchcase(label, pattern)), None)
+        else:
+            found = None if self.limits is None else self.limits(label)
+        return (0.0, 1.0) if found is None else _check_bounds(label, found)
+
+
+@contextlib.contextmanager
+def trials(session: Any, families: list[Items]) -> Iterator[Any]:
+    """A function that gives the model its weights under some masks; in the end the weights are as they were."""
+
+    def install(masks: list[list[np.ndarray]]) -> None:
+        for family, items, each in zip(session.families, families, masks, strict=True):
+            for weight, value, mask in zip(family, items.values, each, strict=True):
+                weight.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+
+    try:
+        yield install
+    finally:
+        for family, items in zip(session.families, families, strict=True):
+            for weight, value in zip(family, items.values, strict=True):
+                weight.variable.assign(value)
+
+
+def _of_tfmot(schedule: object) -> bool:
+    """Whether it is a pruning schedule of TF-MOT, by its attributes: that package is imported only where it is used."""
+    return callable(schedule) and hasattr(schedule, "begin_step") and hasattr(schedule, "frequency")
+
+
+def _check_bounds(name: str, bounds: Any) -> tuple[float, float]:
+    allowed = f"a pair (least, most) of sparsities with 0 <= least <= most <= 1 for {name!r}"
+    try:
+        least, most = bounds
+    except (TypeError, ValueError):
+        raise argument_error("limits", allowed, bounds) from None
+    least, most = number_argument("limits", least, allowed), number_argument("limits", most, allowed)
+    if not least <= most <= 1.0:
+        raise argument_error("limits", allowed, bounds)
+    return least, most
+
+
+def _known(value: int | None, what: str) -> int:
+    if value is None:
+        raise argument_error("threshold", f"a rule that does not need the number of {what}, which is not known", value)
+    return value

@@ -1,0 +1,176 @@
+"""The rule that asks validation data how much may go."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from keras_sensprune.errors import argument_error, choice_argument, number_argument
+from keras_sensprune.formulas.items import Items
+from keras_sensprune.formulas.search import largest_threshold
+from keras_sensprune.training.rules import Choice, Moment, PruningRule, trials
+
+_GROWS = ("acc", "auc", "precision", "recall", "f1", "iou")  # names of metrics of which more is better
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ToleranceThreshold(PruningRule):
+    r"""Rule: the largest threshold at which a validation metric is worse by at most a tolerance.
+
+    $$T = \max\{T : m(T) \le m_0 + \tau\}$$ for a metric $m$ of which less is better (with the signs turned for one of
+    which more is better), where $m(T)$ is measured with everything below $T$ removed, $m_0$ is the reference and
+    $\tau$ the tolerance. The threshold is found by bisection over the sorted magnitudes (see `largest_threshold`),
+    beginning at the number of weights that went last time. Every trial is one `model.evaluate`, which Keras compiles
+    once. The model's own weights are put back after the trials.
+
+    What to expect: with `relative_to="current"` the tolerances of all epochs add up. With `"dense"` they do not, but
+    the pruning can stall when a *loss* grows because the remaining weights overfit, though the errors do not: then
+    take an accuracy.
+
+    Args:
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a `tf.data.Dataset` of batches. Its order must not change.
+        tolerance: $\tau \ge 0$, in units of the metric: 0.005 of an accuracy is half a point.
+        metric: `"loss"` or the name of a metric with which the model was compiled.
+        relative_to: $m_0$: `"dense"`, the metric when `fit` begins; `"current"`, the metric of the epoch before
+            anything goes; or a number.
+        mode: `"min"` if less is better, `"max"`, or `"auto"`: by the name, as Keras does.
+        scope: `"global"`: one threshold; `"layer"`: one per tensor, the largest tensor first, each with an equal share
+            of the tolerance beside what the ones before it have left over.
+        patience: 0: prune in every epoch that is due. n: only when the metric has not become better for n epochs
+            that were due.
+        precision: the search may stop when it knows the number of weights that can go up to this fraction of the
+            living ones.
+        batch_size: of the evaluation, for arrays.
+
+    Returns:
+        A frozen configuration object, for `PruneAtEpochEnd(threshold=...)`.
+
+    Raises:
+        ArgumentError: if an argument is not allowed; at the start of `fit` if the model has no such metric, or it is
+            not finite, or the structure is `NofM`.
+
+    Example:
+        >>> import numpy as np
+        >>> from keras_sensprune import ToleranceThreshold
+        >>> x, y = np.ones((8, 4)), np.zeros(8)
+        >>> ToleranceThreshold((x, y), tolerance=0.002, metric="accuracy").mode
+        'max'
+
+    Reference: the threshold search by bisection follows Tartaglione et al., "Loss-based sensitivity regularization"
+    (LOBSTER), 2020, which compares losses.
+    """
+
+    validation_data: Any
+    tolerance: float
+    metric: str = "loss"
+    relative_to: str | float = "dense"
+    mode: str = "auto"
+    scope: str = "global"
+    patience: int = 0
+    precision: float = 0.005
+    batch_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.validation_data is None:
+            raise argument_error("validation_data", "(x, y), (x, y, sample_weight) or a tf.data.Dataset", None)
+        number_argument("tolerance", self.tolerance, "a finite number of at least 0, in units of the metric")
+        if not isinstance(self.metric, str):
+            raise argument_error("metric", "'loss' or the name of a compiled metric", self.metric)
+        if isinstance(self.relative_to, str):
+            choice_argument("relative_to", self.relative_to, ("dense", "current"))
+        else:
+            number_argument("relative_to", self.relative_to, "'dense', 'current' or a finite number", -math.inf)
+        choice_argument("mode", self.mode, ("auto", "min", "max"))
+        choice_argument("scope", self.scope, ("global", "layer"))
+        for name, least in (("patience", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise argument_error(name, f"an integer of at least {least}", value)
+        number_argument("precision", self.precision, "a fraction in [0, 1)")
+        if self.mode == "auto":
+            more = any(part in self.metric for part in _GROWS)
+            object.__setattr__(self, "mode", "max" if more else "min")
+
+    def check(self, session: Any, moment: Moment) -> None:
+        """Measures the dense model, and refuses what cannot work before training starts."""
+        if any(items.fixed for items in session.items()):
+            raise argument_error("threshold", "a number for structure=NofM, which itself says how many go", self.metric)
+        memory = session.memory
+        memory.setdefault("removed", 0)
+        if "dense" not in memory:  # a resumed training knows it
+            memory["dense"] = self.measure(session)
+        if not math.isfinite(memory["dense"]):
+            raise argument_error("validation_data", f"data on which {self.metric!r} is finite", memory["dense"])
+
+    def measure(self, session: Any) -> float:
+        """The metric as it is now, with the sign that makes less the better."""
+        data = self.validation_data
+        arrays = isinstance(data, (tuple, list))
+        weights = {"sample_weight": data[2]} if arrays and len(data) > 2 else {}
+        x, y = data[:2] if arrays else (data, None)
+        sizes = {"batch_size": self.batch_size} if arrays else {}
+        found = session.model.evaluate(x, y, verbose=0, return_dict=True, **weights, **sizes)
+        if self.metric not in found:
+            raise argument_error("metric", f"one of {', '.join(map(repr, found))}", self.metric)
+        return float(found[self.metric]) * (-1.0 if self.mode == "max" else 1.0)
+
+    def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
+        """Searches; where a plateau is waited for and not reached, nothing goes."""
+        memory, kept = session.memory, [items.at_least(0.0) for items in families]
+        now = self.measure(session)
+        if self.patience and not self._plateau(memory, now):
+            return _choice(kept, [0.0])
+        reference = {"dense": memory["dense"], "current": now}.get(str(self.relative_to))
+        if reference is None:
+            reference = float(self.relative_to) * (-1.0 if self.mode == "max" else 1.0)
+        everything = list(range(len(families)))
+        turns = [everything]
+        if self.scope == "layer":
+            turns = [[number] for number in sorted(everything, key=lambda n: -families[n].values[0].size)]
+        thresholds = []
+        with trials(session, families) as install:
+            for turn, numbers in enumerate(turns):
+                scores = np.concatenate([families[number].scores() for number in numbers])
+                at_least = _pruner(families, kept, numbers)
+
+                def metric(threshold: float, at_least: Any = at_least, known: float = now) -> float:
+                    if threshold == 0:
+                        return known
+                    install([masks for masks, _ in at_least(threshold)])
+                    return self.measure(session)
+
+                allowed = reference + self.tolerance * (turn + 1) / len(turns)
+                start = int(memory["removed"]) if self.scope == "global" else 0
+                found = largest_threshold(scores[np.isfinite(scores)], metric, allowed, start, self.precision)
+                kept, now = at_least(found.threshold), found.value
+                memory["removed"] = found.removed
+                thresholds.append(found.threshold)
+        return _choice(kept, thresholds)
+
+    def _plateau(self, memory: dict[str, float], now: float) -> bool:
+        """Whether the metric has stopped becoming better; then a new wait begins."""
+        waited = memory.get("waited", 0) + 1
+        if now < memory.get("best", math.inf):
+            memory.update(best=now, waited=0)
+            return False
+        memory["waited"] = waited
+        if waited < self.patience:
+            return False
+        del memory["best"], memory["waited"]
+        return True
+
+
+def _pruner(families: list[Items], kept: list[Any], numbers: list[int]) -> Any:
+    """The function threshold -> (masks, floored) of all families, if it holds for some of them."""
+
+    def at_least(threshold: float) -> list[Any]:
+        return [families[n].at_least(threshold) if n in numbers else kept[n] for n in range(len(families))]
+
+    return at_least
+
+
+def _choice(pruned: list[Any], thresholds: list[float]) -> Choice:
+    return Choice([masks for masks, _ in pruned], [floored for _, floored in pruned], max(thresholds))

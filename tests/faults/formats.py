@@ -1,0 +1,192 @@
+"""Every kind of file that the package opens: valid seeds, how they are damaged, and what opens them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_sensprune.errors import DataError
+from keras_sensprune.keras_file import WEIGHTS
+from tests.faults import mutations
+
+Damage = Callable[[bytes, bytes, np.random.Generator], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    Attributes:
+        suffix: how names end.
+        seeds: makes valid files.
+        opener: what the package does with a name.
+        damage: how a seed becomes a hostile file.
+        seconds, megabytes: what opening one may take, at most.
+        native: whether C code reads the file in this process, which then may end; the package starts a child for it.
+        unnamed: whether the opener does not know the name of the file.
+    """
+
+    suffix: str
+    seeds: Callable[[], list[bytes]]
+    opener: Callable[[str], Any]
+    damage: Damage = mutations.damaged
+    seconds: float = 10.0
+    megabytes: float = 256.0
+    native: bool = False
+    unnamed: bool = False
+
+    def inputs(self, seeds: list[bytes], number: int) -> bytes:
+        """Hostile file number `number`."""
+        rng = np.random.default_rng([17, number])
+        first, second = (seeds[int(rng.integers(len(seeds)))] for _ in range(2))
+        return self.damage(first, second, rng)
+
+
+def outcome(form: Format, path: str) -> str:
+    """`"accepted"`, `"refused"` with an error of ours, or what else happened."""
+    try:
+        form.opener(path)
+    except DataError as error:
+        return "refused" if form.unnamed or path in str(error) else f"the error does not name the file: {error}"
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    return "accepted"
+
+
+def _saved(save: Callable, *arguments: Any, **arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, *arguments, **arrays)
+    return buffer.getvalue()
+
+
+def images() -> list[bytes]:
+    """Two data sets as .npz, one compressed."""
+    rng = np.random.default_rng(0)
+    parts = {"x_train": rng.integers(0, 256, (6, 28, 28), np.uint8), "y_train": np.arange(6)}
+    parts |= {"x_test": rng.random((2, 28, 28)), "y_test": np.arange(2, dtype=np.uint8)}
+    return [_saved(np.savez, **parts), _saved(np.savez_compressed, **parts)]
+
+
+def examples() -> list[bytes]:
+    return [_saved(np.save, np.ones((3, 4), kind)) for kind in ("f4", "i8", "?")]
+
+
+def archives_of_examples() -> list[bytes]:
+    return [_saved(np.savez, x=np.ones((3, 4), "f4")), _saved(np.savez_compressed, a=np.zeros(3), b=np.ones((2, 2)))]
+
+
+def records() -> list[bytes]:
+    """One record of each depth: a training record, a report with layers, a file with tensors."""
+    from keras_sensprune.records import (
+        ConstantRecord,
+        LayerRecord,
+        OperatorCount,
+        PruneRecord,
+        SparsityReport,
+        TfliteRecord,
+        to_json,
+    )
+
+    layer = LayerRecord("fc", "Dense", (2, 3), 6, 2, 3, 1, units=3, dead_units=1, regularized=True)
+    tensor = ConstantRecord("w", 0, "float32", (2, 3), "csr", 6, 4, 40, ("FULLY_CONNECTED 0",), "dense")
+    file = TfliteRecord("m", 1, 1, "", 1, (tensor,), (OperatorCount("ADD", 1, 2),), (), ("s(x)",), (), ("w",))
+    pruned = PruneRecord(0, 1e-3, 6, 4, 2, 0.5, ("fc",), "weight", 0, 0, ())
+    return [to_json(item).encode() for item in (pruned, SparsityReport("net", (layer, layer)), [file, pruned])]
+
+
+def open_json(path: str) -> Any:
+    from keras_sensprune.records import from_json
+
+    return from_json(pathlib.Path(path).read_bytes().decode(errors="replace"))
+
+
+def open_npz(path: str) -> Any:
+    from keras_sensprune.datasets import read_npz
+
+    return read_npz(path)
+
+
+def open_examples(path: str) -> Any:
+    from keras_sensprune.commands import read_examples
+
+    return read_examples(path)
+
+
+def tflite_files() -> list[bytes]:
+    """Weights in each encoding that we write, integer weights, and the smallest file."""
+    from keras_sensprune.export import convert
+    from tests.export.test_flatbuffer import mlp
+    from tests.export.test_reader import minimal, sparse_file
+
+    model = mlp(8, 6, 4)
+    return [sparse_file(), minimal(), convert.convert_dense(model, convert.model_inputs(model, None), "dynamic")]
+
+
+def open_tflite(path: str) -> Any:
+    from keras_sensprune import check_sparse_inference, inspect_tflite
+
+    inspect_tflite(path)
+    return check_sparse_inference(path)
+
+
+def keras_files() -> list[bytes]:
+    """A dense model with our regularizer and a small convolutional one; the same bytes in every run."""
+    import keras
+
+    from keras_sensprune import SensitivityRegularizer
+
+    keras.utils.set_random_seed(0)
+    layers, ours = keras.layers, SensitivityRegularizer(1e-4)
+    dense = [layers.Dense(3, "relu", kernel_regularizer=ours, name="one"), layers.Dense(2, name="two")]
+    conv = [layers.Conv2D(2, 3, name="c"), layers.BatchNormalization(name="b"), layers.Flatten(name="f")]
+    models = [keras.Sequential([keras.Input((4,), name="x"), *dense], name="mlp")]
+    models.append(keras.Sequential([keras.Input((4, 4, 1), name="x"), *conv], name="net"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.keras"
+        found = []
+        for model in models:
+            model.save(path)
+            content = mutations.members(path.read_bytes())
+            del content["metadata.json"]  # the date; it is not read
+            found.append(mutations.archived(content))
+    return found
+
+
+def open_keras(path: str) -> Any:
+    from keras_sensprune.keras_file import load_keras
+
+    return load_keras(path)
+
+
+def open_weights(path: str) -> Any:
+    """What the child of `load_keras` does; all its errors reach the parent as the last line of its output."""
+    from keras_sensprune.keras_file import read_weights
+
+    try:
+        return read_weights(path)
+    except Exception as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def damaged_weights(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """A `.keras` file with damaged weights; everything else is left alone."""
+    content, like = mutations.members(data), mutations.members(other)
+    content[WEIGHTS] = mutations.damaged(content[WEIGHTS], like[WEIGHTS], rng)
+    return mutations.archived(content)
+
+
+FORMATS = {
+    "npz": Format(".npz", images, open_npz, mutations.damaged_archive),
+    "examples-npy": Format(".npy", examples, open_examples),
+    "examples-npz": Format(".npz", archives_of_examples, open_examples, mutations.damaged_archive),
+    "json": Format(".json", records, open_json, mutations.damaged_json, unnamed=True),
+    "tflite": Format(".tflite", tflite_files, open_tflite),
+    "keras": Format(".keras", keras_files, open_keras, mutations.damaged_archive, 120.0, 4096.0),
+    "keras-weights": Format(".keras", keras_files, open_weights, damaged_weights, 60.0, 4096.0, native=True),
+}

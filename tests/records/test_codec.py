@@ -1,0 +1,81 @@
+"""Every record survives JSON; what is no record is refused."""
+
+import types
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_sensprune.errors import DataError
+from keras_sensprune.records import RECORD_TYPES, LayerRecord, PruneRecord, from_json, to_json
+
+
+def values(hint):
+    """Values of the type that a field declares."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of(*map(values, parts))
+    if origin is tuple:
+        if parts[1:] == (...,):
+            return st.lists(values(parts[0]), max_size=3).map(tuple)
+        return st.tuples(*map(values, parts))
+    if hint is float:  # a whole number where a float is declared stays one; NaN is equal to nothing
+        return st.floats(allow_nan=False) | st.integers(-(10**6), 10**6)
+    simple = {int: st.integers(), str: st.text(max_size=8), bool: st.booleans(), types.NoneType: st.none()}
+    return simple[hint] if hint in simple else records(hint)
+
+
+def records(kind):
+    return st.builds(kind, **{name: values(hint) for name, hint in typing.get_type_hints(kind).items()})
+
+
+@settings(max_examples=60)
+@given(data=st.data(), name=st.sampled_from(sorted(RECORD_TYPES)))
+def test_every_record_comes_back_equal(data, name):
+    kind = RECORD_TYPES[name]
+    record = data.draw(records(kind))
+    again = from_json(to_json(record))
+    assert type(again) is kind
+    assert again == record
+    assert from_json(to_json([record, record])) == (record, record)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
+
+
+@settings(max_examples=60)
+@given(st.recursive(PLAIN, lambda item: st.lists(item) | st.dictionaries(st.text(max_size=8), item), max_leaves=10))
+def test_other_json_comes_back_too(value):
+    assert to_json(from_json(to_json(value))) == to_json(value)
+
+
+LAYER = to_json(LayerRecord("fc", "Dense", (2, 3), 6, 2, 3, 1, units=3, dead_units=1, regularized=True))
+PRUNED = to_json(PruneRecord(0, 1e-3, 6, 4, 2, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "This JSON is nested too deeply for a record."),
+        ('{"a":' * 5_000 + "1" + "}" * 5_000, "This JSON is nested too deeply for a record."),
+        ("9" * 5_000, "This is not JSON: Exceeds the limit"),
+        ("{", "This is not JSON: "),
+        ("", "This is not JSON: "),
+        ('{"record": "os.system"}', "Unknown record type 'os.system'; known are CandidateRecord, "),
+        ('{"record": ["' + "x" * 10_000 + '"]}', "Unknown record type ['xxx"),
+        ('{"record": "LayerRecord"}', "A record of type 'LayerRecord' has wrong fields: "),
+        (LAYER.replace("}", ', "self": 1}'), "A record of type 'LayerRecord' has wrong fields: "),
+        (LAYER.replace('"fc"', "7"), "A record of type 'LayerRecord' has a wrong field: `path` must be str, not 7."),
+        (LAYER.replace("true", "1"), "A record of type 'LayerRecord' has a wrong field: `regularized` must be bool,"),
+        (PRUNED.replace("0.5", '"0.5"'), "A record of type 'PruneRecord' has a wrong field: `penalty` must be float,"),
+        (PRUNED.replace("0.001", "true"), "A record of type 'PruneRecord' has a wrong field: `threshold` must be"),
+        (PRUNED.replace("[]", "[3]", 1), "A record of type 'PruneRecord' has a wrong field: `kept_by_floor` must be"),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_what_is_no_record_is_refused_in_a_short_message(text, message):
+    with pytest.raises(DataError) as caught:
+        from_json(text)
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value)) < 1000
