@@ -8,6 +8,8 @@ The words come from export_notes.md; every number from the results.
 import json
 from pathlib import Path
 
+from results import table
+
 from keras_sensprune.export.allowed import RULES
 from keras_sensprune.records import from_dict
 from keras_sensprune.reports.plot_sizes import plot_size_waterfall
@@ -41,11 +43,6 @@ def load() -> dict[str, dict]:
 
 def size(count: int) -> str:
     return f"{count / 1024:,.1f}" if count < 1e6 else f"{count / 1024:,.0f}"
-
-
-def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["--:"] * (len(head) - left)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
 def ratios(row: dict) -> dict[tuple[int, int], object]:
@@ -222,8 +219,9 @@ def draw(results: dict[str, dict]) -> None:
     plot_size_waterfall(stages, DOCS / PICTURE, "LeNet-300-100 on MNIST: bytes of the file", overwrite=True)
 
 
-def page_without_pictures(results: dict[str, dict]) -> str:
+def page() -> str:
     """The text of the page; the picture that it shows is drawn by `draw`."""
+    results = load()
     notes = (HERE / "export_notes.md").read_text().strip()
     before, after = notes.split("\n<!-- tables -->\n")
     parts = ["<!-- made by benchmarks/make_export_page.py -->", "", before.strip(), ""]
@@ -259,9 +257,8 @@ def page_without_pictures(results: dict[str, dict]) -> str:
 
 
 def main() -> None:
-    results = load()
-    draw(results)
-    (DOCS / "export.md").write_text(page_without_pictures(results), encoding="utf-8")
+    draw(load())
+    (DOCS / "export.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

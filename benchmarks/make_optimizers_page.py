@@ -9,6 +9,8 @@ import json
 import statistics
 from pathlib import Path
 
+from results import table
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PICTURE = "images/optimizers.png"
@@ -38,11 +40,6 @@ def load() -> dict[str, dict[str, dict]]:
 
 def part(record: dict, name: str) -> list[dict]:
     return sorted((row for row in record["rows"] if row["part"] == name), key=lambda row: row["seed"])
-
-
-def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["--:"] * (len(head) - left)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
 def spread(values: list[float]) -> str:
@@ -102,6 +99,10 @@ def pruned_rows(found: dict, sparsities: list[str]) -> list[list[str]]:
     ]
 
 
+def reached(row: dict) -> str:
+    return "diverged" if row.get("diverged") else f"{row['tuned']:.2f}"
+
+
 def search_rows(found: dict) -> list[list[str]]:
     rows = []
     for name, rules in found.items():
@@ -109,7 +110,7 @@ def search_rows(found: dict) -> list[list[str]]:
             key = "rate" if rule == "none" else "strength"
             tried = sorted(part(record, "validation"), key=lambda row: row[key])
             what = "learning rate" if rule == "none" else f"{rule} strength"
-            rows.append([NAMES[name], what, ", ".join(f"{row[key]:g}: {row['tuned']:.2f}" for row in tried)])
+            rows.append([NAMES[name], what, ", ".join(f"{row[key]:g}: {reached(row)}" for row in tried)])
     return rows
 
 
@@ -143,8 +144,8 @@ def protocol_words(record: dict) -> str:
         f"({run['compression']:g}x), {p['fine_epochs']} epochs of fine-tuning with a rate that falls along a half "
         "cosine. Learning rates were chosen without regularization, strengths with that rate: half decades, seed 0, by "
         "the validation error after fine-tuning, until both neighbors of the best value were worse or "
-        f"{p['tried']} values were tried. The test part was evaluated in the runs that followed, with what was chosen. "
-        f"`{run['command']}`; {versions}; {run['machine']}."
+        f"{p['tried']} values were tried. A run that diverged counts as 100 % error. The test part was evaluated in "
+        f"the runs that followed, with what was chosen. `{run['command']}`; {versions}; {run['machine']}."
     )
 
 

@@ -9,6 +9,8 @@ import json
 import math
 from pathlib import Path
 
+from results import table
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PICTURES = ("images/step-cost.png", "images/step-scale.png")
@@ -26,11 +28,6 @@ AXES = {"weights": "weights", "outputs": "outputs", "batch": "examples per batch
 
 def results(pattern: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((HERE / "results").glob(pattern))]
-
-
-def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
-    rule = ["---"] * left + ["--:"] * (len(head) - left)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
 def interval(found: dict | None) -> str:

@@ -79,13 +79,19 @@ class Study:
         return json.loads(path.read_text())["rows"] if path.exists() else []
 
     def run(self, optimizer, rule, settings, seed, part):
-        """The row of a run: read if it is there, else made and written."""
+        """The row of a run: read if it is there, else made and written. One that diverges counts as 100 % error."""
+        from keras_sensprune.errors import TrainingError
+
         rows = self.rows(optimizer, rule)
         for row in rows:
             if (row["rate"], row["strength"], row["seed"], row["part"]) == (*settings, seed, part):
                 return row
         started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
-        found = self.train_prune_tune(optimizer, rule, settings, seed, part)
+        try:
+            found = self.train_prune_tune(optimizer, rule, settings, seed, part)
+        except TrainingError:  # the loss is not finite
+            found = {"trained": 100.0, "small": 0.0, "pruned": {str(s): 100.0 for s in SPARSITIES}, "tuned": 100.0}
+            found |= {"compression": 1.0, "diverged": True}
         row = host(started, time.perf_counter() - begun, seed, self.data)
         row |= {"rate": settings[0], "strength": settings[1], "part": part, **found}
         record = {"optimizer": optimizer, "rule": rule, "protocol": dataclasses.asdict(self.protocol)}

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the options of a series of runs, and results beside which stands what made them."""
+"""What the benchmarks share: options of a series of runs, results beside which stands what made them, tables."""
 
 import argparse
 import json
@@ -51,3 +51,9 @@ def series_options(description: str, data: str, choice: str, choices: list[str])
         tf.config.threading.set_intra_op_parallelism_threads(options.threads)
         tf.config.threading.set_inter_op_parallelism_threads(options.threads)
     return options
+
+
+def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A table in Markdown, whose first columns are text and the others numbers."""
+    rule = ["---"] * left + ["--:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import textwrap
@@ -117,28 +118,9 @@ def test_pages_speak_of_the_project_alone(page):
     assert not [pattern for pattern in FORBIDDEN if re.search(pattern, text)]
 
 
-def test_the_export_page_is_fresh():
-    """Words, tables and results of docs/export.md belong together."""
-    folder = ROOT / "benchmarks"
-    spec = importlib.util.spec_from_file_location("make_export_page", folder / "make_export_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "export.md").read_text() == module.page_without_pictures(module.load())
-
-
-def test_the_performance_page_is_fresh():
-    """Words and tables of docs/performance.md are those of the results."""
-    folder = ROOT / "benchmarks"
-    spec = importlib.util.spec_from_file_location("make_performance_page", folder / "make_performance_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "performance.md").read_text() == module.page()
-
-
-def test_the_optimizers_page_is_fresh():
-    """Words and tables of docs/optimizers.md are those of the results."""
-    folder = ROOT / "benchmarks"
-    spec = importlib.util.spec_from_file_location("make_optimizers_page", folder / "make_optimizers_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "optimizers.md").read_text() == module.page()
+@pytest.mark.parametrize("name", ["export", "performance", "optimizers", "reliability"])
+def test_pages_made_from_results_are_fresh(name, monkeypatch):
+    """Words, tables and results of a page belong together."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    maker = importlib.import_module(f"make_{name}_page")
+    assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == maker.page()

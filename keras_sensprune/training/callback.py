@@ -47,8 +47,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         sensitivity: which sensitivity the rule uses; None means `Sensitivity()`.
         start_epoch: first epoch (from 0) after which weights are pruned; the shrinkage acts from the first step.
         frequency: prune after every so many epochs.
-        keep_last_good: keep a copy of all weights of the last good epoch in host memory, and restore it when
-            training meets a value that is not finite.
+        keep_last_good: keep a copy of all weights and of the optimizer's state, of the start and then of the last
+            good epoch, in host memory, and restore it when training meets a value that is not finite.
         structure: what is pruned together: `"weight"`, each weight alone; `"unit"`, all incoming weights of an output
             unit or filter (never of the model's output layers); `Block(1, 4)` or `Block(1, 16)`, consecutive inputs
             of a unit; `NofM(kept=2, of=4)`, where at each pruning every group of 4 inputs keeps its 2 largest weights
@@ -171,10 +171,10 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             self.records = list(before)
             self._floored = {label for record in before for label in record.kept_by_floor}
             self._start = before[0].nonzero_before
-            self._keep_good()
         self._rule.check(session, self._moment(epoch))
         if self._sidecar is not None and before is None:
             self._sidecar.save(session, epoch, ())
+        self._keep_good()
         self._begun = True
 
     @contextlib.contextmanager
@@ -212,7 +212,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             session.raise_if_unhealthy()
         except Exception:
             if self._good is not None:
-                for variable, value in zip(self.model.weights, self._good, strict=True):
+                for variable, value in self._good:
                     variable.assign(value)
             self._finish()
             raise
@@ -230,8 +230,15 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self._keep_good()
 
     def _keep_good(self) -> None:
-        if self.keep_last_good:
-            self._good = [variable.numpy().copy() for variable in self.model.weights]
+        """Copies the weights, and the state of the optimizer: with NaN there, the next step would spoil them again."""
+        if not self.keep_last_good:
+            return
+        optimizer = self.model.optimizer
+        if not optimizer.built:  # before the first step
+            with self.model.distribute_strategy.scope():
+                optimizer.build(self.model.trainable_variables)
+        variables = [*self.model.weights, *optimizer.variables]
+        self._good = [(variable, variable.numpy().copy()) for variable in variables]
 
     def on_train_end(self, logs: Any = None) -> None:
         """Ends the pruning, unless a closing callback does it when all others have restored what they restore."""
@@ -245,7 +252,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             return
         try:
             came_back = self._patterns.find(session.weights)
-            if came_back is None:  # averages, or a snapshot of another time
+            if came_back is None or came_back is self.records[-1]:  # averages, a snapshot of another time; or nothing
                 session.remask()
             elif came_back.nonzero not in {r.nonzero for r in self.records if r.epoch == session.chosen}:
                 self._tell_restored(came_back)
@@ -255,7 +262,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         if end < sum(math.prod(weight.variable.shape) for weight in session.weights):
             session.leave_zeros()
         pruned_at = [r for r in self.records if r.threshold > 0]
-        if pruned_at and end == self._start and self.threshold != 0:
+        if pruned_at and pruned_at[-1].nonzero == self._start:
             warnings.warn(
                 f"PruneAtEpochEnd(threshold={self.threshold}) pruned nothing in {len(pruned_at)} epoch(s): no "
                 "regularized weight was that small. Train longer, or raise the threshold or the strength.",
@@ -264,8 +271,6 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
 
     def _tell_restored(self, record: PruneRecord) -> None:
         last = self.records[-1]
-        if record is last:
-            return
         warnings.warn(
             f"Another callback has restored weights with the zeros of epoch {record.epoch} (counted from 0). The model "
             f"keeps them: its sparsity is {100 * record.sparsity:.1f} %, not the {100 * last.sparsity:.1f} % of the "

@@ -35,8 +35,9 @@ def attached(model: Any) -> PruningSession | None:
 def detach(model: Any) -> bool:
     """Takes the pruning hooks off a model; its weights stay as they are.
 
-    `fit` does this at its end and when an exception passes through a training step. An exception in another
-    callback reaches no further hook; then this function (or `with pruning(model)`) restores the model.
+    `fit` does this at its end and when an exception passes through a training step or a callback. One that is raised
+    elsewhere (a Ctrl-C in between, an error in the validation) reaches no hook; then this function (or
+    `with pruning(model)`) restores the model.
 
     Args:
         model: any object; a model that is not attached is left alone.

@@ -26,7 +26,7 @@ class Case:
         build: (regularizer, mask layers) -> a model, or a list of layers.
         masks: whether it can take a mask.
         tokens: whether inputs are integers below TOKENS.
-        heavy: whether a cell takes more than some seconds.
+        heavy: whether a cell takes too long for the fast tests.
     """
 
     shape: tuple[int, ...]
@@ -145,7 +145,10 @@ MODELS = {
     "LSTM": Case(SERIES, lambda r, mask: [*mask, recurrent(L.LSTM, r)], masks=True),
     "GRU": Case(SERIES, lambda r, mask: [*mask, recurrent(L.GRU, r)], masks=True),
     "Bidirectional": Case(  # a class for each position
-        SERIES, lambda r, mask: [*mask, L.Bidirectional(recurrent(L.LSTM, r, return_sequences=True))], masks=True
+        SERIES,
+        lambda r, mask: [*mask, L.Bidirectional(recurrent(L.LSTM, r, return_sequences=True))],
+        masks=True,
+        heavy=True,
     ),
     "Embedding": Case(
         (5,),

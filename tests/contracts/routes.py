@@ -95,7 +95,7 @@ def one_label(case: Case) -> bool:
 
 ROUTES = {
     "graph": Route("Conv2D", {"jit_compile": False, "steps_per_execution": 1}),
-    "jit": Route("shared layer", {"jit_compile": True}),
+    "jit": Route("Dense", {"jit_compile": True}),
     "eager": Route("LSTM", {"run_eagerly": True}),
     "four steps per execution": Route("DepthwiseConv2D", {"steps_per_execution": 4}),  # of five
     "an epoch per execution": Route("BatchNormalization", {"steps_per_execution": 5}),
@@ -107,7 +107,7 @@ ROUTES = {
     "masks": Route("Embedding", masked=True, takes=lambda case: case.masks),
     "validation_split": Route("nested", data=lambda d: d | {"validation_split": 0.25}),
     "unknown length": Route("tied weights", data=of_unknown_length),
-    "endless generator": Route("Dense", data=endless),
+    "endless generator": Route("shared layer", data=endless),
     "own train_step": Route("several outputs", own=OwnStep),
     "foreign train_step": Route("nested", own=ForeignStep),
     "custom loop": Route("Dense", loop=True),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import io
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -181,7 +184,65 @@ def damaged_weights(data: bytes, other: bytes, rng: np.random.Generator) -> byte
     return mutations.archived(content)
 
 
+@functools.cache
+def pruning_session() -> Any:
+    """An attached session of a small model that has been trained for two steps."""
+    import keras
+
+    from keras_sensprune import Sensitivity, SensitivityRegularizer
+    from keras_sensprune.training.session import attach
+
+    keras.utils.set_random_seed(0)
+    layers, ours = keras.layers, SensitivityRegularizer(1e-2)
+    body = [layers.Dense(3, "tanh", kernel_regularizer=ours), layers.Dropout(0.5), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((4,)), *body])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(np.ones((8, 4), "float32"), np.arange(8) % 2, batch_size=4, verbose=0)
+    return attach(model, Sensitivity())
+
+
+def sidecars() -> list[bytes]:
+    """The state before training, and that of two epochs."""
+    from keras_sensprune.training.sidecar import SideCar
+
+    session, found = pruning_session(), []
+    with tempfile.TemporaryDirectory() as folder:
+        car = SideCar(pathlib.Path(folder) / "state")
+        records = []
+        for epoch in range(2):
+            car.save(session, epoch, records)
+            found.append(pathlib.Path(car.path).read_bytes())
+            records.append(session.prune(0.1))
+    return found
+
+
+def open_sidecar(path: str) -> Any:
+    from keras_sensprune.training.sidecar import SideCar
+
+    return SideCar(path).restore(pruning_session())
+
+
+def damaged_sidecar(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
+    """One in four is damaged as it is, which the digest tells; the others get the digest of their damaged content."""
+    if rng.random() < 0.25:
+        return mutations.damaged(data, other, rng)
+    return resealed(mutations.damaged_archive(data, other, rng))
+
+
+def resealed(data: bytes) -> bytes:
+    """A zip archive with the comment of a sealed file: the digest of what comes before. No archive is left as it is."""
+    buffer = io.BytesIO(data)
+    try:
+        with zipfile.ZipFile(buffer, "a") as file:
+            file.comment = b"0" * 64
+    except Exception:  # zipfile raises many types
+        return data
+    content = buffer.getvalue()[:-64]
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
 FORMATS = {
+    "state": Format(".state", sidecars, open_sidecar, damaged_sidecar),
     "npz": Format(".npz", images, open_npz, mutations.damaged_archive),
     "examples-npy": Format(".npy", examples, open_examples),
     "examples-npz": Format(".npz", archives_of_examples, open_examples, mutations.damaged_archive),

@@ -146,26 +146,29 @@ def ctrl_c_from_the_keyboard(seconds: float) -> Callable[[Path], None]:
     return run
 
 
-def bad_value(value: float) -> Callable[[Path], None]:
-    """A value that is not finite in a batch of the second epoch: the weights of the first one come back."""
+def bad_value(value: float, bad: int) -> Callable[[Path], None]:
+    """A value that is not finite in batch `bad`, of four per epoch: the weights of the epoch before come back."""
 
     def run(folder: Path) -> None:
-        model, good, epochs = fresh(run_eagerly=False), [], iter(range(9))
+        model = fresh(run_eagerly=False)
+        good = [model.get_weights()]
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            x = X.copy()
-            x[9, 3] = value if next(epochs) == 1 else 0.0
-            yield from ((x[i : i + 8], Y[i : i + 8]) for i in range(0, 32, 8))
+            for step in range(12):
+                x = X[:8].copy()
+                x[3, 5] = value if step == bad else 0.0
+                yield x, Y[:8]
 
         shapes = tf.TensorSpec((8, 12), tf.float32), tf.TensorSpec((8,), tf.int64)
         data = tf.data.Dataset.from_generator(batches, output_signature=shapes)
         keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: good.append(model.get_weights()))
+        callbacks = [PruneAtEpochEnd(0.1, keep_last_good=True), keep]
         with raises(TrainingError):
-            model.fit(data, epochs=3, verbose=0, callbacks=[PruneAtEpochEnd(0.1, keep_last_good=True), keep])
-        assert len(good) == 1
-        for mine, its in zip(model.get_weights(), good[0], strict=True):
+            model.fit(data, epochs=3, steps_per_epoch=4, verbose=0, callbacks=callbacks)
+        assert len(good) == 1 + bad // 4
+        for mine, its in zip(model.get_weights(), good[-1], strict=True):
             np.testing.assert_array_equal(mine, its)
-        assert pristine(model)
+        assert_as_before(model, run_eagerly=False)
 
     return run
 

@@ -56,6 +56,11 @@ def placed(other, position):
     return [other, pruner] if position == "before" else [pruner, other]
 
 
+def slow(*values):
+    """A case that is much like a faster one."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 BOTH = pytest.mark.parametrize("position", ["before", "after"])
 
 
@@ -90,8 +95,8 @@ WRAPPED = {
         (None, False, "before"),
         (None, True, "before"),
         (None, True, "after"),
-        ("loss scaling", True, "before"),
-        ("several optimizers", False, "before"),
+        slow("loss scaling", True, "before"),
+        slow("several optimizers", False, "before"),
         ("both", True, "after"),
     ],
 )
@@ -146,6 +151,16 @@ def test_best_weights_are_those_of_their_epoch(position, averaging):
     ]
 
 
+def test_an_epoch_before_anything_was_pruned_comes_back_dense_and_only_that_is_said():
+    model = eager()
+    stopping = keras.callbacks.EarlyStopping("val_loss", mode="max", patience=5, restore_best_weights=True)
+    with pytest.warns(UserWarning, match="its sparsity is 0.0 %, not the") as caught:
+        history = validated(model, stopping, PruneAtEpochEnd(0.1, start_epoch=1))
+    assert len(said(caught)) == 1
+    assert history["sparsity"][0] == 0 < history["sparsity"][1]
+    assert_describes(model, history, 0)
+
+
 def test_restored_weights_of_an_epoch_as_sparse_as_the_last_one_need_no_warning():
     model = eager()
     stopping = keras.callbacks.EarlyStopping("val_loss", mode="max", patience=5, restore_best_weights=True)
@@ -165,7 +180,7 @@ def test_a_checkpoint_holds_the_weights_that_its_metric_describes(position, tmp_
     assert zeros(saved) > 0
 
 
-@BOTH
+@pytest.mark.parametrize("position", [slow("before"), "after"])
 def test_a_checkpoint_of_averages_holds_what_its_metric_describes(position, tmp_path):
     path = str(tmp_path / "{epoch}.keras")
     model = eager(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.5))
@@ -236,8 +251,16 @@ def single(optimizer):
     return model
 
 
+SELDOM = {"Nadam", "Lamb", "ScheduleFreeAdamW", "Adafactor"}
+
+
 @pytest.mark.parametrize(
-    ("name", "wrapper"), [*((name, None) for name in KEEP | FORGET), *(("Adam", name) for name in WRAPPED)]
+    ("name", "wrapper"),
+    [
+        *(slow(name, None) if name in SELDOM else (name, None) for name in KEEP | FORGET),
+        *(slow("Adam", name) for name in ("loss scaling", "several optimizers")),
+        ("Adam", "both"),
+    ],
 )
 def test_when_the_mask_is_lifted_no_memory_of_the_optimizer_moves_a_dead_weight(name, wrapper):
     optimizer = getattr(keras.optimizers, name)(**(KEEP | FORGET)[name])

@@ -141,6 +141,7 @@ def run(strategy, build, config, *, decoupled=True, order=1, structure="weight",
         model.fit(batches(*data), epochs=3, shuffle=False, verbose=0, callbacks=[callback, watch])
     return {
         "exchanged": exchanged,
+        "recorded": [layer.name for layer in model.layers if "call" in vars(layer)],
         "weights": [w.tolist() for w in model.get_weights()],
         "sensitivities": watch.sensitivities,
         "masks": watch.masks,
