@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ class _Step(threading.local):
     probing = False  # whether a custom step is only traced, to see if it computes its loss through compute_loss
     calls = 0  # how often the loss was computed in this step
     in_place = False  # whether the shrinkage is subtracted where the loss is computed
-    due: Any = None  # whether this step refreshes, see `Pace.due`
+    due: Any = None  # whether this step refreshes: a tensor, True or False; None if every step does
     batch: list[Any] | None = None  # its tensors
     shrinkages: list[tuple[PrunedWeight, Any]] | None = None  # what is to be subtracted after the update
 
@@ -75,6 +76,7 @@ class RuleStep:
         self._step = _Step()
         self.health = StepHealth()
         self.pace = Pace(sensitivity.every)
+        self._programs: dict[bool, Any] | None = None  # refreshes -> the step, where these are two programs
 
     def _known_losses(self) -> int | None:
         """How often the user's step calls `compute_loss`: None means that it must be tried."""
@@ -105,13 +107,41 @@ class RuleStep:
         Returns:
             What the user's step returns.
         """
+        due = self.pace.due()
+        if self._programs is None:
+            return self._one_step(data, due)
+        return tf.cond(due, lambda: self._programs[True](data), lambda: self._programs[False](data))
+
+    def compile_apart(self, compiled: bool) -> bool:
+        """From the next trace on compiles steps that refresh and steps that do not, as two programs of XLA.
+
+        In one program the refresh would stand in a condition, and there XLA leaves convolutions on a CPU as they are:
+        many times slower than the same ones outside. Where every step refreshes, there is one program anyway.
+
+        Args:
+            compiled: whether Keras would compile the steps with XLA.
+
+        Returns:
+            Whether the steps compile themselves now.
+        """
+        several = self._replicas() > 1
+        if not compiled or several or self.pace.every == 1 or self.sensitivity.kind == "none":
+            self._programs = None
+        else:
+            self._programs = {
+                due: tf.function(functools.partial(self._one_step, due=due), autograph=False, jit_compile=True)
+                for due in (True, False)
+            }
+        return self._programs is not None
+
+    def _one_step(self, data: Any, due: Any) -> Any:
         losses = self._losses_of_step(data)
         self.health.begin(data)
         state, updates = self._step, self._updates()
         state.active, state.calls, state.shrinkages = True, 0, None
         state.in_place = self._stock and updates is None and self._replicas() == 1
         state.in_place = state.in_place and not looks_at_weights(self.model.optimizer)
-        state.due = self.pace.due()
+        state.due = due
         state.batch = [v for v in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(v)]
         try:
             if self.sensitivity.kind == "none":
@@ -264,8 +294,10 @@ class RuleStep:
 
     def _when_due(self, work: Callable[[], Any]) -> Any:
         """Does the work in the steps that refresh: a condition of the graph, unless every step does."""
-        if self._step.due is None:
+        if self._step.due is None or self._step.due is True:
             return work()
+        if self._step.due is False:
+            return tf.constant(False)
         if self._apart:  # one node in the steps that do not refresh, where its loops would be hundreds
             work = tf.function(work, autograph=False, experimental_attributes={"_noinline": True})
         return tf.cond(self._step.due, work, lambda: tf.constant(False))
@@ -290,7 +322,10 @@ class RuleStep:
         def nothing() -> list[Any]:
             return [ops.zeros(w.variable.shape, w.variable.dtype) for w in shrinking]
 
-        values = taken() if due is None or not shrinking else tf.cond(due, taken, nothing)
+        if due is False:
+            self._step.shrinkages = []
+            return
+        values = taken() if due is None or due is True or not shrinking else tf.cond(due, taken, nothing)
         self._step.shrinkages = list(zip(shrinking, values, strict=True))
 
     def _updates(self) -> Any | None:

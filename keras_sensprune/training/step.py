@@ -99,7 +99,13 @@ class PruningSession:
 
     def retrace(self) -> None:
         """Makes `fit` compile the hooked step, and detaches when an exception or Ctrl-C passes through it."""
-        self.model.make_train_function(force=True)
+        with_xla = self.model.jit_compile
+        try:
+            if self.rule.compile_apart(with_xla):
+                self.model.jit_compile = False
+            self.model.make_train_function(force=True)
+        finally:
+            self.model.jit_compile = with_xla
         compiled = self.model.train_function
 
         def guarded(iterator: Any) -> Any:

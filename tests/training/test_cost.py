@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sensprune import Sensitivity, SensitivityRegularizer, make_pruning_step
+from keras_sensprune.training.session import attach
 
 L = 3  # layers: L products forward, L for the kernels' gradients, L - 1 for those of the hidden layers
 FORWARD, BACKWARD = L, 2 * L - 1
@@ -67,6 +68,17 @@ def test_products_per_step(name):
     config, always, sometimes = MODES[name]
     with make_pruning_step(network(regularizer=SensitivityRegularizer(1e-4)), config) as step:
         assert products(step, *data()) == (always, sometimes)
+
+
+def test_in_fit_xla_compiles_steps_that_refresh_and_steps_that_do_not_as_two_programs():
+    model = network(regularizer=SensitivityRegularizer(1e-4))
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.jit_compile = True
+    model.optimizer.build(model.trainable_variables)
+    programs = attach(model, Sensitivity()).rule._programs
+    assert products(lambda batch: programs[False](batch), *data()) == (FORWARD + BACKWARD, 0)
+    assert products(lambda batch: programs[True](batch), *data()) == (FORWARD + 2 * BACKWARD, 0)
+    assert model.jit_compile is True
 
 
 def test_a_step_with_l2_has_as_many_as_a_plain_one():
