@@ -95,7 +95,8 @@ class Study:
         row = host(started, time.perf_counter() - begun, seed, self.data)
         row |= {"rate": settings[0], "strength": settings[1], "part": part, **found}
         record = {"optimizer": optimizer, "rule": rule, "protocol": dataclasses.asdict(self.protocol)}
-        write(self.path(optimizer, rule), {**record, "rows": [*rows, row]})
+        made = host(started, sum(r["seconds"] for r in [*rows, row]), 0, self.data)
+        write(self.path(optimizer, rule), {**made, **record, "rows": [*rows, row]})
         words = f"{optimizer}, {rule}, rate {settings[0]:.2g}, strength {settings[1]:.2g}, seed {seed}"
         self.say(f"{words}: {part} error {row['tuned']:.2f} %, {row['seconds']:.0f} s", flush=True)
         return row

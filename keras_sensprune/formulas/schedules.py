@@ -69,7 +69,7 @@ class SparsitySchedule:
         >>> from keras_sensprune import SparsitySchedule
         >>> schedule = SparsitySchedule(0.8, end=4)
         >>> [round(schedule.at(epochs, 10), 3) for epochs in (0, 1, 2, 3, 4, 9)]
-        [0.0, 0.463, 0.7, 0.787, 0.8, 0.8]
+        [0.0, 0.463, 0.7, 0.788, 0.8, 0.8]
 
     Reference: Zhu and Gupta, "To prune, or not to prune", 2017, for the polynomial of power 3.
     """

@@ -20,7 +20,8 @@ import tensorflow as tf
 import keras_sensprune
 from keras_sensprune import PruneAtEpochEnd, make_pruning_step, pruning
 from keras_sensprune.errors import TrainingError
-from tests.training.test_fit import MODELS, Failing, X, Y, compiled, fit, pristine, zeros
+from tests.training.test_fit import MODELS, X, Y, compiled, fit, pristine, zeros
+from tests.training.test_order import Failing
 
 HOOKS = (
     *("on_train_begin", "on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"),
