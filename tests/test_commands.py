@@ -75,6 +75,7 @@ def test_compact_writes_a_smaller_model(folder, tmp_path, capsys):
     assert "parameters: 3,610 ->" in out
 
 
+@pytest.mark.slow
 def test_export_to_int8_needs_examples(folder, tmp_path, capsys):
     target = tmp_path / "model.tflite"
     code, _, err = run(capsys, "export", folder / "model.keras", target, "--quantize", "int8")

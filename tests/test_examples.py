@@ -56,7 +56,9 @@ def test_every_example_is_tested() -> None:
     assert {path.stem for path in FOLDER.glob("*.py")} == {*TFLITE, *SEVERAL, *KERAS, *WORKERS}
 
 
-@pytest.mark.parametrize("name", TFLITE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "quickstart" else pytest.mark.slow) for name in TFLITE]
+)
 def test_example_with_tflite_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +109,7 @@ def test_a_killed_worker_does_not_change_the_result_of_several_machines(
         assert one.any()
 
 
+@pytest.mark.slow
 def test_results_go_to_a_new_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

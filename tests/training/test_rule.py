@@ -232,7 +232,7 @@ def test_a_train_step_whose_loss_is_not_seen_shrinks_every_n_steps_too():
     np.testing.assert_allclose(model.get_weights()[0], expected, atol=4 * TOLERANCE)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "every"), [("none", 3), ("specific", 1), ("specific", 3), ("loss", 1)])
 def test_shrinking_in_place_is_shrinking_after_the_update(kind, every, jit_compile, monkeypatch):
     """Also where the backward pass is a loop that uses the weights: recurrent layers."""
