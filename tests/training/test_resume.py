@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is, bit for bit, the run that was not."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -44,7 +45,12 @@ def outcome(folder):
 def assert_same(found, expected):
     for a, b in zip(found[0], expected[0], strict=True):
         np.testing.assert_array_equal(a, b)
-    assert found[1] == expected[1]
+    # paths are labels, which change when a model is loaded
+    records = [
+        [dataclasses.replace(r, kept_by_floor=("",) * len(r.kept_by_floor)) for r in each[1]]
+        for each in (found, expected)
+    ]
+    assert records[0] == records[1]
 
 
 def test_a_killed_process_is_resumed_bit_for_bit_by_the_same_script(tmp_path):
@@ -131,7 +137,7 @@ def schedule():
 # Refreshes every 5 of 7 steps, so that one falls on another step in every epoch; the rest is pending when it ends.
 CASES = {
     "dropout": (dropout, "adam", Sensitivity(every=5), {}),
-    "recurrent units": (recurrent, "adam", Sensitivity(every=5), {"structure": "unit"}),
+    "recurrent units": (recurrent, "adam", Sensitivity(every=5), {"structure": "unit", "threshold": 0.2}),
     "averaged sampled outputs": (dropout, schedule, Sensitivity("unspecific", every=3, scale="relative"), {}),
     "smooth, second order": (smooth, "rmsprop", Sensitivity("loss", every=5), {"frequency": 2}),
     "coupled, every step": (coupled, "nadam", Sensitivity(every=1), {"start_epoch": 1}),
@@ -159,9 +165,9 @@ def compiled(build, optimizer="adam"):
     return model
 
 
-def train(model, path, epochs, *others, initial_epoch=0, sensitivity=None, **settings):
+def train(model, path, epochs, *others, initial_epoch=0, threshold=0.05, sensitivity=None, **settings):
     """Trains with a state file; others are callbacks before ours. Returns the records."""
-    pruner = PruneAtEpochEnd(0.05, sensitivity, state_path=path, **settings)
+    pruner = PruneAtEpochEnd(threshold, sensitivity, state_path=path, **settings)
     batches = epoch_data(X, Y, 32, 0, model)
     callbacks = [*others, pruner]
     model.fit(batches, epochs=epochs, initial_epoch=initial_epoch, shuffle=False, verbose=0, callbacks=callbacks)
