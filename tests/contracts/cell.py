@@ -5,6 +5,7 @@ python -m tests.contracts.cell "LSTM, two replicas" "LSTM, jit"      in a proces
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -57,6 +58,12 @@ def check(name: str, quick: bool = False) -> None:
         _check_decay(route, case, Sensitivity(every=1), 1, _accumulated(route))  # one update: so its S is known
 
 
+@functools.cache
+def _strategy(replicas: int) -> Any:
+    """One for all cells of a process: see docs/limits.md."""
+    return tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(replicas)])
+
+
 @contextlib.contextmanager
 def _environment(route: Route) -> Iterator[None]:
     """The dtype policy and the strategy of a route."""
@@ -64,7 +71,7 @@ def _environment(route: Route) -> Iterator[None]:
     keras.config.set_dtype_policy(route.policy)
     scope = contextlib.nullcontext()
     if route.replicas > 1:
-        scope = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(route.replicas)]).scope()
+        scope = _strategy(route.replicas).scope()
     try:
         with scope:
             yield
