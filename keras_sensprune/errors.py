@@ -79,6 +79,46 @@ def number_argument(name: str, value: object, allowed: str, low: float = 0.0) ->
     return number
 
 
+def fraction_argument(name: str, value: object, remedy: str = "") -> float:
+    """`value` as a Python float if it is a fraction in [0, 1), such as a sparsity.
+
+    Args:
+        name: the argument as the user typed it.
+        value: what came.
+        remedy: one sentence that says what to do about a value of 1 or more; may be empty.
+
+    Returns:
+        The value.
+
+    Raises:
+        ArgumentError: if the value is no such fraction.
+    """
+    allowed = "a fraction in [0, 1)"
+    number = number_argument(name, value, allowed)
+    if number >= 1.0:
+        raise argument_error(name, allowed, value, remedy)
+    return number
+
+
+def integer_argument(name: str, value: object, low: int) -> int:
+    """`value` if it is an integer of at least `low`.
+
+    Args:
+        name: the argument as the user typed it.
+        value: what came; booleans are no integers here.
+        low: the smallest allowed value.
+
+    Returns:
+        The value.
+
+    Raises:
+        ArgumentError: if the value is no such integer.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise argument_error(name, f"an integer of at least {low}", value)
+    return value
+
+
 def choice_argument(name: str, value: object, choices: tuple[str, ...]) -> str:
     """`value` if it is one of `choices`.
 

@@ -14,7 +14,7 @@ from keras_sensprune.compaction.comparison import compare, example_inputs
 from keras_sensprune.compaction.graph import Graph, check_layers, read_graph
 from keras_sensprune.compaction.producers import Producer
 from keras_sensprune.compaction.rebuild import rebuild
-from keras_sensprune.errors import ModelError, argument_error, number_argument
+from keras_sensprune.errors import ModelError, integer_argument, number_argument
 from keras_sensprune.records import CompactedLayer, CompactionRecord, CompactionStop
 from keras_sensprune.training.targets import check_model
 from keras_sensprune.untouched import model_untouched
@@ -64,8 +64,7 @@ def compact(
         ([2, 2], (0, 2), 1)
     """
     check_model(model)
-    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
-        raise argument_error("round_to", "an integer of at least 1", round_to)
+    integer_argument("round_to", round_to, 1)
     if tolerance is not None:
         tolerance = number_argument("tolerance", tolerance, "a number of at least 0, or None")
     read_graph(model)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sensprune.errors import argument_error
+from keras_sensprune.errors import integer_argument
 
 _ROUNDS = 100
 
@@ -35,8 +35,7 @@ def cluster_nonzeros(weight: Any, clusters: int) -> np.ndarray:
 
     Reference: Lloyd, "Least squares quantization in PCM", IEEE Trans. Inf. Theory 28(2), 1982.
     """
-    if not isinstance(clusters, int) or isinstance(clusters, bool) or clusters < 2:
-        raise argument_error("clusters", "an integer of at least 2", clusters)
+    integer_argument("clusters", clusters, 2)
     array = np.asarray(weight)
     entries = array[array != 0]
     unique = np.unique(entries)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from keras_sensprune.errors import argument_error, number_argument
+from keras_sensprune.errors import argument_error, fraction_argument
+from keras_sensprune.formulas.allocation import zeros_asked
 
 
 def exact_count_mask(score: Any, sparsity: float) -> np.ndarray:
@@ -34,10 +34,7 @@ def exact_count_mask(score: Any, sparsity: float) -> np.ndarray:
         >>> exact_count_mask([7.0, 7.0, 7.0, 7.0], 0.5).tolist()
         [0.0, 0.0, 1.0, 1.0]
     """
-    allowed = "a fraction in [0, 1)"
-    fraction = number_argument("sparsity", sparsity, allowed)
-    if fraction >= 1.0:
-        raise argument_error("sparsity", allowed, sparsity)
+    fraction = fraction_argument("sparsity", sparsity)
     score = np.asarray(score)
     flat = score.reshape(-1)
     if flat.size == 0:
@@ -45,7 +42,7 @@ def exact_count_mask(score: Any, sparsity: float) -> np.ndarray:
     if np.isnan(flat).any():
         raise argument_error("score", "free of NaN", score, "Check the weights: training may have diverged.")
     mask = np.ones(flat.size, np.float32)
-    zeros = min(math.floor(fraction * flat.size + 0.5), flat.size - 1)
+    zeros = min(zeros_asked(fraction, flat.size), flat.size - 1)
     if zeros:
         cut = np.partition(flat, zeros - 1)[zeros - 1]  # the highest score that goes; linear time, unlike a sort
         below = flat < cut

@@ -10,27 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from keras_sensprune.errors import argument_error, number_argument
+from keras_sensprune.errors import argument_error, fraction_argument, number_argument
 
-
-def sparsity_argument(name: str, value: object) -> float:
-    """`value` as a float if it is a sparsity.
-
-    Args:
-        name: the argument as the user typed it.
-        value: what came.
-
-    Returns:
-        The value.
-
-    Raises:
-        ArgumentError: if it is no fraction in [0, 1).
-    """
-    allowed = "a fraction in [0, 1)"
-    number = number_argument(name, value, allowed)
-    if number >= 1.0:
-        raise argument_error(name, allowed, value, "Sparsity is a fraction, not percent.")
-    return number
+NOT_PERCENT = "Sparsity is a fraction, not percent."
 
 
 def _moment_argument(name: str, value: object) -> int | float:
@@ -81,8 +63,8 @@ class SparsitySchedule:
     end: int | float = 0.75
 
     def __post_init__(self) -> None:
-        sparsity_argument("final", self.final)
-        if sparsity_argument("initial", self.initial) > self.final:
+        fraction_argument("final", self.final, NOT_PERCENT)
+        if fraction_argument("initial", self.initial, NOT_PERCENT) > self.final:
             raise argument_error("initial", f"at most final={self.final}", self.initial)
         if self.shape not in _REMAINING:
             raise argument_error("shape", "one of " + ", ".join(repr(name) for name in _REMAINING), self.shape)

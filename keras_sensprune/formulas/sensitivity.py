@@ -31,7 +31,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from keras_sensprune.errors import argument_error, choice_argument, number_argument
+from keras_sensprune.errors import argument_error, choice_argument, integer_argument, number_argument
 
 KINDS = ("auto", "unspecific", "specific", "loss", "none")
 SCALES = ("raw", "relative", "relevance")
@@ -96,9 +96,8 @@ class Sensitivity:
         choice_argument("scale", self.scale, SCALES)
         choice_argument("reduction", self.reduction, REDUCTIONS)
         choice_argument("estimator", self.estimator, ESTIMATORS)
-        for name, value in (("every", self.every), ("samples", self.samples)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise argument_error(name, "an integer of at least 1", value)
+        integer_argument("every", self.every, 1)
+        integer_argument("samples", self.samples, 1)
         if number_argument("momentum", self.momentum, "a number in [0, 1)") >= 1:
             raise argument_error("momentum", "a number in [0, 1)", self.momentum)
         if self.output_fn is not None and not callable(self.output_fn):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sensprune.errors import argument_error, number_argument
+from keras_sensprune.errors import argument_error, integer_argument, number_argument
 
 STRUCTURES = "'weight', 'unit', Block(1, 4), Block(1, 16) or NofM(kept, of)"
 
@@ -90,8 +90,7 @@ class NofM:
     of: int
 
     def __post_init__(self) -> None:
-        if not _integer(self.kept) or self.kept < 1:
-            raise argument_error("kept", "an integer of at least 1", self.kept)
+        integer_argument("kept", self.kept, 1)
         if not _integer(self.of) or self.of <= self.kept:
             raise argument_error("of", f"an integer above kept={self.kept}", self.of)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sensprune.errors import argument_error
+from keras_sensprune.errors import argument_error, integer_argument
 from keras_sensprune.tfmot.importing import import_tf_keras, quiet_warnings
 
 
@@ -73,9 +73,8 @@ def fit_options(loss: Any, optimizer: Any, epochs: Any, batch_size: Any, verbose
         raise argument_error("optimizer", "a name or an optimizer of tf_keras", optimizer)
     if not isinstance(loss, str) and not callable(loss):
         raise argument_error("loss", "a name, a loss of tf_keras, or a function (y, y_pred)", loss)
-    for name, value, low in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise argument_error(name, f"an integer of at least {low}", value)
+    integer_argument("epochs", epochs, 0)
+    integer_argument("batch_size", batch_size, 1)
     return {"loss": loss, "optimizer": optimizer, "epochs": epochs, "batch_size": batch_size, "verbose": verbose}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sensprune.errors import ModelError, argument_error
+from keras_sensprune.errors import ModelError, integer_argument
 from keras_sensprune.records import KeptZerosRecord
 from keras_sensprune.tfmot.backward import from_tf_keras
 from keras_sensprune.tfmot.fitting import fit_keeping_zeros, fit_options, set_back, training_data
@@ -87,8 +87,7 @@ def quantize_aware(
         (4, 4)
     """
     options = fit_options(loss, optimizer, epochs, batch_size, verbose)
-    if epochs < 1:
-        raise argument_error("epochs", "an integer of at least 1", epochs)
+    integer_argument("epochs", epochs, 1)
     examples = training_data(data)
     tf_keras, tfmot = import_tf_keras(), import_tfmot()
     source = to_tf_keras(from_tf_keras(model) if isinstance(model, tf_keras.Model) else model)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras.src.callbacks.monitor_callback import MonitorCallback  # private; tests/test_seams.py names it
 
-from keras_sensprune.errors import ModelError, argument_error, choice_argument, number_argument
+from keras_sensprune.errors import ModelError, argument_error, choice_argument, fraction_argument
 from keras_sensprune.training.session import attached
 
 _ROUNDING = 1e-12  # of 1 - nonzero / total, which is at most 2^-53; one weight of 10^12 is this fraction
@@ -60,10 +60,7 @@ class BestAtSparsity(MonitorCallback):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self, sparsity: float, monitor: str = "val_loss", mode: str = "auto", path: Any = None):
-        allowed = "a fraction in [0, 1)"
-        self.sparsity = number_argument("sparsity", sparsity, allowed)
-        if self.sparsity >= 1:
-            raise argument_error("sparsity", allowed, sparsity, "Percent are divided by 100.")
+        self.sparsity = fraction_argument("sparsity", sparsity, "Percent are divided by 100.")
         if not isinstance(monitor, str) or not monitor:
             raise argument_error("monitor", "the name of a quantity in the logs", monitor)
         super().__init__(monitor, choice_argument("mode", mode, ("auto", "min", "max")))

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_sensprune.errors import ModelError, argument_error
+from keras_sensprune.errors import ModelError, argument_error, integer_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
@@ -106,13 +106,10 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self._rule = rule_argument(threshold)
         if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
             raise argument_error("sensitivity", "a Sensitivity or None", sensitivity)
-        for name, value, low in (("start_epoch", start_epoch, 0), ("frequency", frequency, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise argument_error(name, f"an integer of at least {low}", value)
+        self.start_epoch = integer_argument("start_epoch", start_epoch, 0)
+        self.frequency = integer_argument("frequency", frequency, 1)
         self.structure = structure_argument(structure)
         self.sensitivity = sensitivity or Sensitivity()
-        self.start_epoch = start_epoch
-        self.frequency = frequency
         self.keep_last_good = bool(keep_last_good)
         self.state_path = None if state_path is None else path_argument("state_path", state_path)
         self.records: list[PruneRecord] = []

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_sensprune.errors import argument_error, choice_argument, number_argument
+from keras_sensprune.errors import argument_error, choice_argument, fraction_argument, number_argument
 from keras_sensprune.formulas.allocation import erdos_renyi_shares, kept_counts, lowest_first, zeros_asked
 from keras_sensprune.formulas.items import Items
-from keras_sensprune.formulas.schedules import SparsitySchedule, sparsity_argument
+from keras_sensprune.formulas.schedules import NOT_PERCENT, SparsitySchedule
 
 Limits = Mapping[str, tuple[float, float]] | Callable[[str], tuple[float, float] | None]
 ALLOCATIONS = ("global", "uniform", "erdos_renyi", "relevance")
@@ -126,7 +126,7 @@ class SparsityTarget(PruningRule):
         if not isinstance(schedule, SparsitySchedule) and not _of_tfmot(schedule):
             if callable(schedule):
                 raise argument_error("schedule", "a sparsity, a SparsitySchedule or a schedule of TF-MOT", schedule)
-            object.__setattr__(self, "schedule", SparsitySchedule(sparsity_argument("schedule", schedule)))
+            object.__setattr__(self, "schedule", SparsitySchedule(fraction_argument("schedule", schedule, NOT_PERCENT)))
         if isinstance(self.limits, Mapping):
             for pattern, bounds in self.limits.items():
                 _check_bounds(pattern, bounds)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_sensprune.errors import argument_error
+from keras_sensprune.errors import argument_error, integer_argument
 from keras_sensprune.training.snapshot import updates_made
 
 
@@ -74,9 +74,8 @@ def epoch_data(x: Any, y: Any, batch_size: int, seed: int, model: Any, *, sample
         >>> int(model.optimizer.iterations)
         6
     """
-    for name, value, low in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise argument_error(name, f"an integer of at least {low}", value)
+    integer_argument("batch_size", batch_size, 1)
+    integer_argument("seed", seed, 0)
     arrays = tree.map_structure(np.asarray, (x, y) if sample_weight is None else (x, y, sample_weight))
     lengths = {len(array) if array.ndim else 0 for array in tree.flatten(arrays)}
     if len(lengths) != 1 or 0 in lengths:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from keras_sensprune.errors import ModelError, argument_error
+from keras_sensprune.errors import ModelError, argument_error, integer_argument
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.schedules import SparsitySchedule
 from keras_sensprune.training.rules import Choice, Limits, Moment, PruningRule, SparsityTarget, trials
@@ -60,9 +60,7 @@ class SizeTarget(PruningRule):
         if (self.parameters is None) == (self.bytes is None):
             raise argument_error("parameters", "given, or `bytes`, but not both", self.parameters)
         name = "parameters" if self.bytes is None else "bytes"
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise argument_error(name, "an integer of at least 1", value)
+        integer_argument(name, getattr(self, name), 1)
         if (self.bytes is None) != (self.size_of is None) or not (self.size_of is None or callable(self.size_of)):
             raise argument_error("size_of", "a function model -> bytes if `bytes` is given, else None", self.size_of)
         if self.schedule is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sensprune.errors import argument_error, choice_argument, number_argument
+from keras_sensprune.errors import argument_error, choice_argument, fraction_argument, integer_argument, number_argument
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.search import largest_threshold
 from keras_sensprune.training.rules import Choice, Moment, PruningRule, trials
@@ -85,11 +85,9 @@ class ToleranceThreshold(PruningRule):
             number_argument("relative_to", self.relative_to, "'dense', 'current' or a finite number", -math.inf)
         choice_argument("mode", self.mode, ("auto", "min", "max"))
         choice_argument("scope", self.scope, ("global", "layer"))
-        for name, least in (("patience", 0), ("batch_size", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise argument_error(name, f"an integer of at least {least}", value)
-        number_argument("precision", self.precision, "a fraction in [0, 1)")
+        integer_argument("patience", self.patience, 0)
+        integer_argument("batch_size", self.batch_size, 1)
+        fraction_argument("precision", self.precision)
         if self.mode == "auto":
             more = any(part in self.metric for part in _GROWS)
             object.__setattr__(self, "mode", "max" if more else "min")
