@@ -109,7 +109,7 @@ def test_the_method_names_a_test_for_every_formula():
 def test_python_blocks_parse(page):
     for _, language, block in _FENCE.findall(page.read_text(encoding="utf-8")):
         if language == "python":
-            ast.parse(textwrap.dedent(block))
+            assert ast.parse(textwrap.dedent(block)).body, "an empty block"
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)

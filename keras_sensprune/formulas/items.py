@@ -30,6 +30,11 @@ class Items:
         """Whether the structure itself says how many weights go (N of M), so that no score is compared."""
         return bool(self.layouts) and self.layouts[0].kept > 0
 
+    @property
+    def total(self) -> int:
+        """Weights, dead ones included."""
+        return sum(value.size for value in self.values)
+
     def scores(self) -> np.ndarray:
         """One float64 score per item, flat: |w|, or the root mean square of the group; -inf for what is dead."""
         if not self.layouts:

@@ -136,8 +136,7 @@ class SparsityTarget(PruningRule):
     def check(self, session: Any, moment: Moment) -> None:
         """Refuses what cannot work, before training starts."""
         families = session.items()
-        if any(items.fixed for items in families):
-            raise argument_error("threshold", "a number for structure=NofM, which itself says how many go", self)
+        refuse_fixed(families, self)
         labels = session.labels()
         if isinstance(self.limits, Mapping):
             for pattern in self.limits:
@@ -146,8 +145,8 @@ class SparsityTarget(PruningRule):
         final = self._final(moment)
         if final == 0:
             raise argument_error("schedule", f"one that prunes within {moment.epochs} epochs", self.schedule)
-        total = sum(int(items.sizes().sum()) for items in families)
-        low, high = self._bounds(families, labels, 1.0)
+        total = sum(items.total for items in families)
+        low, high = self._bounds([items.scores() for items in families], [i.sizes() for i in families], labels, 1.0)
         if not sum(low) <= zeros_asked(final, total) <= sum(high):
             raise argument_error(
                 "limits", f"wide enough for {zeros_asked(final, total)} zeros of {total} weights", (sum(low), sum(high))
@@ -174,7 +173,8 @@ class SparsityTarget(PruningRule):
 
     def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
         """The lowest scores, as many as are due; zeros that exist count."""
-        due, final = self._at(moment), self._final(moment)
+        due = self._at(moment)
+        final = due if self.limits is None else self._final(moment)  # of a schedule of TF-MOT that is much work
         return self.at_sparsity(session, families, due, due / final if final else 0.0)
 
     def at_sparsity(self, session: Any, families: list[Items], due: float, share: float = 1.0) -> Choice:
@@ -186,12 +186,12 @@ class SparsityTarget(PruningRule):
             due: the sparsity.
             share: of the lower limits that holds already.
         """
-        total = sum(int(items.sizes().sum()) for items in families)
-        low, high = self._bounds(families, session.labels(), share)
-        zeros = min(max(zeros_asked(due, total), sum(low)), sum(high))
+        total = sum(items.total for items in families)
         scores, sizes = [items.scores() for items in families], [items.sizes() for items in families]
+        low, high = self._bounds(scores, sizes, session.labels(), share)
+        zeros = min(max(zeros_asked(due, total), sum(low)), sum(high))
         if self.allocation != "global":
-            entries = np.array([int(size.sum()) for size in sizes])
+            entries = np.array([items.total for items in families])
             kept = kept_counts(self._shares(session, families), total - zeros, entries - high, entries - low)
             low = high = (entries - kept).tolist()
             zeros = sum(low)
@@ -204,19 +204,20 @@ class SparsityTarget(PruningRule):
 
     def _shares(self, session: Any, families: list[Items]) -> np.ndarray:
         if self.allocation == "uniform":
-            return np.array([float(items.sizes().sum()) for items in families])
+            return np.array([float(items.total) for items in families])
         if self.allocation == "erdos_renyi":
             return np.array([sum(erdos_renyi_shares([v.shape for v in items.values])) for items in families])
         return np.array(session.relevances())
 
-    def _bounds(self, families: list[Items], labels: list[str], share: float) -> tuple[list[int], list[int]]:
+    def _bounds(
+        self, scores: list[np.ndarray], sizes: list[np.ndarray], labels: list[str], share: float
+    ) -> tuple[list[int], list[int]]:
         """(least, most) zeros of each family; what is dead is dead, and the best item stays."""
         low, high = [], []
-        for items, label in zip(families, labels, strict=True):
+        for score, size, label in zip(scores, sizes, labels, strict=True):
             least, most = self._limits_of(label)
-            sizes, scores = items.sizes(), items.scores()
-            total, dead = int(sizes.sum()), int(sizes[np.isneginf(scores)].sum())
-            best = int(sizes[int(np.argmax(scores))])
+            total, dead = int(size.sum()), int(size[np.isneginf(score)].sum())
+            best = int(size[int(np.argmax(score))])
             high.append(max(dead, min(zeros_asked(most, total), total - best)))
             low.append(min(max(dead, zeros_asked(least * share, total)), high[-1]))
         return low, high
@@ -244,6 +245,12 @@ def trials(session: Any, families: list[Items]) -> Iterator[Any]:
         for family, items in zip(session.families, families, strict=True):
             for weight, value in zip(family, items.values, strict=True):
                 weight.variable.assign(value)
+
+
+def refuse_fixed(families: list[Items], rule: object) -> None:
+    """Raises an ArgumentError where the structure leaves a rule no choice."""
+    if any(items.fixed for items in families):
+        raise argument_error("threshold", "a number for structure=NofM, which itself says how many go", rule)
 
 
 def _of_tfmot(schedule: object) -> bool:

@@ -107,7 +107,7 @@ class SizeTarget(PruningRule):
 
     def _needed(self, session: Any, families: list[Items], least: float = 0.0) -> float:
         """The lowest sparsity that is enough, from `least` on."""
-        total = sum(int(items.sizes().sum()) for items in families)
+        total = sum(items.total for items in families)
         most = 1.0 - len(families) / total
         if self.size_of is None:
             others = sum(math.prod(v.shape) for v in session.model.trainable_variables) - total

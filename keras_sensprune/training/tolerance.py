@@ -11,7 +11,7 @@ import numpy as np
 from keras_sensprune.errors import argument_error, choice_argument, fraction_argument, integer_argument, number_argument
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.search import largest_threshold
-from keras_sensprune.training.rules import Choice, Moment, PruningRule, trials
+from keras_sensprune.training.rules import Choice, Moment, PruningRule, refuse_fixed, trials
 
 _GROWS = ("acc", "auc", "precision", "recall", "f1", "iou")  # names of metrics of which more is better
 
@@ -94,8 +94,7 @@ class ToleranceThreshold(PruningRule):
 
     def check(self, session: Any, moment: Moment) -> None:
         """Measures the dense model, and refuses what cannot work before training starts."""
-        if any(items.fixed for items in session.items()):
-            raise argument_error("threshold", "a number for structure=NofM, which itself says how many go", self.metric)
+        refuse_fixed(session.items(), self.metric)
         memory = session.memory
         memory.setdefault("removed", 0)
         if "dense" not in memory:  # a resumed training knows it

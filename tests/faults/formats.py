@@ -237,7 +237,11 @@ def resealed(data: bytes) -> bytes:
             file.comment = b"0" * 64
     except Exception:  # zipfile raises many types
         return data
-    content = buffer.getvalue()[:-64]
+    return with_digest(buffer.getvalue()[:-64])
+
+
+def with_digest(content: bytes) -> bytes:
+    """A sealed file: its content, and the digest of that."""
     return content + hashlib.sha256(content).hexdigest().encode()
 
 

@@ -1,7 +1,6 @@
 """Files of pruning states that are damaged, lie, or belong to something else; and files that are written badly."""
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -18,6 +17,7 @@ from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.sidecar import SideCar
 from keras_sensprune.training.snapshot import take_snapshot
 from keras_sensprune.training.step import PruningSession
+from tests.faults.formats import with_digest
 
 RNG = np.random.default_rng(0)
 
@@ -102,7 +102,7 @@ def reseal(path, change=None, members=None):
 
 
 def seal(path, content):
-    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+    path.write_bytes(with_digest(content))
 
 
 def npy(array, **settings):
