@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +119,21 @@ def ctrl_c_at_line(number: int) -> Callable[[Path], None]:
         def trace(frame: Any, event: str, argument: Any) -> Any:
             return trace_line if frame.f_code.co_filename.startswith(TRAINING) else None
 
-        before, interrupted = sys.gettrace(), False
-        try:
-            with pruning(model):
-                sys.settrace(trace)
-                fit(model, PruneAtEpochEnd(0.1), epochs=2, batch_size=16, validation_data=(X, Y))
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            sys.settrace(before)
-        assert interrupted == (counted[0] >= number)
+        def interrupted() -> bool:
+            try:
+                with pruning(model):
+                    sys.settrace(trace)
+                    fit(model, PruneAtEpochEnd(0.1), epochs=2, batch_size=16, validation_data=(X, Y))
+            except KeyboardInterrupt:
+                return True
+            finally:
+                sys.settrace(None)
+            return False
+
+        # In a thread of its own: between the last line of `with tf.GradientTape()` and its exit, no code can prevent
+        # that TensorFlow goes on recording in this thread.
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(interrupted).result() == (counted[0] >= number)
         assert_as_before(model)
 
     return run
