@@ -14,15 +14,17 @@ from results import table
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PICTURES = ("images/step-cost.png", "images/step-scale.png")
-# mode -> at most this ratio to L2, and which networks it is asked of
-TARGETS = {
-    "default": (1.10, None),
-    "default, unspecific": (1.10, None),
-    "exact specific, every step": (1.75, None),
-    "exact specific, every step, own forward pass": (2.1, None),
-    "exact unspecific, every step, factored": (2.5, "lenet-300-100"),
-    "exact unspecific, every step": (8.0, "lenet-5"),
-}
+NETWORKS = ("lenet-300-100", "lenet-5", "vgg", "lstm", "mobilenet-v2")
+# mode, at most this ratio to L2, and which networks it is asked of; a recurrent network cannot share its forward pass
+TARGETS = (
+    ("default", 1.10, NETWORKS),
+    ("default, unspecific", 1.10, NETWORKS),
+    ("exact specific, every step", 1.75, ("lenet-300-100", "lenet-5")),
+    ("exact specific, every step", 2.1, ("lstm",)),
+    ("exact specific, every step, own forward pass", 2.1, NETWORKS),
+    ("exact unspecific, every step, factored", 2.5, ("lenet-300-100",)),
+    ("exact unspecific, every step", 8.0, ("lenet-5",)),
+)
 AXES = {"weights": "weights", "outputs": "outputs", "batch": "examples per batch"}
 
 
@@ -54,9 +56,9 @@ def cost_rows(cells: list[dict]) -> list[list[str]]:
 
 def target_rows(cells: list[dict]) -> list[list[str]]:
     rows = []
-    for name, (limit, network) in TARGETS.items():
+    for name, limit, networks in TARGETS:
         for cell in cells:
-            if name in cell["modes"] and network in (None, cell["network"]):
+            if name in cell["modes"] and cell["network"] in networks:
                 found = cell["modes"][name]
                 label = f"{name}: {cell['network']}, {cell['outputs']} outputs, {cell['compiler']}"
                 rows.append([label, f"{limit:.2f}", interval(found), verdict(found, limit)])
@@ -239,8 +241,8 @@ def page() -> str:
 
 
 def cost_cells() -> list[dict]:
-    order = ("lenet-300-100", "lenet-5", "vgg", "lstm", "mobilenet-v2")
-    return sorted(results("step-cost-*.json"), key=lambda c: (order.index(c["network"]), c["outputs"], c["compiler"]))
+    cells = results("step-cost-*.json")
+    return sorted(cells, key=lambda c: (NETWORKS.index(c["network"]), c["outputs"], c["compiler"]))
 
 
 def quality_words(result: dict) -> str:
