@@ -90,13 +90,13 @@ class RuleStep:
         """Whether the forward pass is not shared although it could be, because sharing would cost more.
 
         A second gradient through a loop, as in recurrent layers, makes TensorFlow keep all that the loop computes a
-        second time, also in the steps that do not refresh.
+        second time, also in the steps that do not refresh; under XLA on a CPU it takes many times the step.
         """
         layers = list(self.model._flatten_layers())
         recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
         stateful = any(layer.stateful for layer in recurrent)
-        of_outputs = self.sensitivity.kind not in ("loss", "none")
-        return bool(recurrent) and of_outputs and not stateful and self._losses == 1 and self._replicas() == 1
+        takes_any = self.sensitivity.kind != "none"
+        return bool(recurrent) and takes_any and not stateful and self._losses == 1 and self._replicas() == 1
 
     def step(self, data: Any) -> Any:
         """The hooked train step: the user's step, with the refresh and the shrinkage where they are due.
@@ -204,8 +204,12 @@ class RuleStep:
 
     def _own_forward(self, x: Any, y: Any, sample_weight: Any) -> tuple[SensitivityTape, list[Terms]]:
         """A forward pass of our own, in inference mode."""
-        with self._new_tape() as tape:
-            return tape, forward_terms(self.model, x, y, sample_weight, self.sensitivity)
+        self._step.active = False  # a loss that is computed here is not that of the user's step
+        try:
+            with self._new_tape() as tape:
+                return tape, forward_terms(self.model, x, y, sample_weight, self.sensitivity)
+        finally:
+            self._step.active = True
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for `model.compute_loss`; outside of a training step it only passes the call on."""

@@ -264,6 +264,25 @@ def test_shrinking_in_place_is_shrinking_after_the_update(kind, every, jit_compi
         assert max(np.abs(w).max() for w in results[0]) > 0.01
 
 
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_loss_kind_of_a_recurrent_model_is_the_gradient_of_its_loss(decoupled):
+    x, y = np.random.default_rng(0).normal(size=(8, 5, 3)).astype("float32"), np.arange(8) % 3
+    r = SensitivityRegularizer(0.3, decoupled=decoupled)
+    lstm = keras.layers.LSTM(4, kernel_regularizer=r, bias_regularizer=keras.regularizers.L2(0.1))
+    model = keras.Sequential([keras.Input((5, 3)), lstm, keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.5), loss)
+    w = model.get_weights()[0]
+    with tf.GradientTape() as tape:
+        value = loss(y, model(x))
+    g = tape.gradient(value, lstm.cell.kernel.value).numpy()
+    shrunk = 0.3 * w * np.maximum(0, 1 - np.abs(g))
+    config = Sensitivity("loss", every=1)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[PruneAtEpochEnd(0.0, config)])
+    expected = w - 0.5 * g - shrunk * (1 if decoupled else 0.5)
+    np.testing.assert_allclose(model.get_weights()[0], expected, atol=1e-6)  # roundings of numbers of size 1
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_loss_of_the_users_own_may_run_the_model_again(every):
     class Twice(keras.Sequential):
