@@ -36,7 +36,7 @@ class _Step(threading.local):
     probing = False  # whether a custom step is only traced, to see if it computes its loss through compute_loss
     calls = 0  # how often the loss was computed in this step
     in_place = False  # whether the shrinkage is subtracted where the loss is computed
-    due: Any = None  # whether this step refreshes: a tensor, True or False; None if every step does
+    due: Any = False  # whether this step refreshes: a tensor, True or False
     batch: list[Any] | None = None  # its tensors
     shrinkages: list[Shrinkage] | None = None  # what is to be subtracted after the update
 
@@ -166,7 +166,7 @@ class RuleStep:
                 self.pace.end(state.due, real)
                 self.health.end()
         finally:
-            state.active, state.tape, state.due, state.shrinkages, state.batch = False, None, None, None, None
+            state.active, state.tape, state.due, state.shrinkages, state.batch = False, None, False, None, None
         return logs
 
     def _with_batch(self) -> Any:
@@ -295,7 +295,7 @@ class RuleStep:
 
     def _when_due(self, work: Callable[[], Any]) -> Any:
         """Does the work in the steps that refresh: a condition of the graph, unless every step does."""
-        if self._step.due is None or self._step.due is True:
+        if self._step.due is True:
             return work()
         if self._step.due is False:
             return tf.constant(False)
