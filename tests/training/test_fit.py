@@ -11,6 +11,7 @@ from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer
 from keras_sensprune.errors import ModelError
 from keras_sensprune.training.state import _ACTIVE
 from keras_sensprune.training.step import SESSION
+from tests.steps import ForeignStep, OwnStep, with_step
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 12)).astype("float32")
@@ -74,34 +75,10 @@ def convolutional(strength=1e-2):
     return keras.Sequential([keras.Input((12,)), keras.layers.Reshape((6, 2)), conv, *head])
 
 
-class OwnStep(keras.Model):
-    """A custom train_step that computes its loss through compute_loss."""
-
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(x, y, self(x, training=True))
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return {"loss": loss}
-
-
-class ForeignStep(keras.Model):
-    """A custom train_step that never calls compute_loss."""
-
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = LOSS(y, self(x, training=True))
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return {"loss": loss}
-
-
-def with_step(kind):
+def stepped(kind):
     def build(strength=1e-2):
         inner = sequential(strength)
-        return kind(inner.inputs, inner.outputs)
+        return with_step(keras.Model(inner.inputs, inner.outputs), kind)
 
     return build
 
@@ -113,8 +90,8 @@ MODELS = {
     "nested": nested,
     "recurrent": recurrent,
     "convolutional": convolutional,
-    "own train_step": with_step(OwnStep),
-    "foreign train_step": with_step(ForeignStep),
+    "own train_step": stepped(OwnStep),
+    "foreign train_step": stepped(ForeignStep),
 }
 SLOW = {("recurrent", "jit"), ("recurrent", "steps_per_execution")}  # compiling loops takes long
 ROUTES = {
@@ -136,7 +113,7 @@ def compiled(build, strength=1e-2, optimizer=None, **settings):
     keras.utils.set_random_seed(0)
     model = build(strength)
     loss = "sparse_categorical_crossentropy" if build is functional else LOSS  # functional() ends in softmax
-    metrics = None if isinstance(model, (OwnStep, ForeignStep)) else ["accuracy"]  # their steps update no metrics
+    metrics = None if isinstance(model, OwnStep) else ["accuracy"]  # their steps update no metrics
     model.compile(optimizer or keras.optimizers.SGD(0.05, momentum=0.9), loss, metrics=metrics, **settings)
     return model
 
@@ -324,7 +301,7 @@ class FailingStep(OwnStep):
 
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()], ids=["exception", "ctrl-c"])
 def test_an_exception_inside_the_step_restores_the_model(error):
-    model = compiled(with_step(FailingStep), run_eagerly=True)
+    model = compiled(stepped(FailingStep), run_eagerly=True)
     model.error = error
     with pytest.raises(type(error)):
         fit(model, PruneAtEpochEnd(0.1))
@@ -403,7 +380,7 @@ def test_the_control_shrinks_whatever_the_step_does_with_its_loss(name):
 
 
 def test_loss_kind_with_a_step_that_hides_its_loss_is_refused():
-    model = compiled(with_step(ForeignStep))
+    model = compiled(stepped(ForeignStep))
     with pytest.raises(ModelError) as caught:
         fit(model, PruneAtEpochEnd(0.1, Sensitivity("loss")))
     assert str(caught.value) == (

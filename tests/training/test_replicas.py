@@ -7,7 +7,6 @@ starts.
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +20,8 @@ TERMS = {"projected": 2, "exact": 4}
 
 
 def results(names):
-    program = Path(__file__).with_name("two_replicas.py")
-    done = subprocess.run(
-        [sys.executable, str(program), *names], capture_output=True, text=True, timeout=900, check=False
-    )
+    command = [sys.executable, "-m", "tests.training.two_replicas", *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.split("RESULT")[1])
 

@@ -1,6 +1,7 @@
 """Runs cases on one replica and on two, in a process of its own: logical devices are fixed when TensorFlow starts.
 
-python two_replicas.py CASE ... prints "RESULT" and a JSON object: case -> [result on one replica, result on two].
+`python -m tests.training.two_replicas CASE ...` prints "RESULT" and a JSON object: case -> [result on one replica,
+result on two].
 """
 
 import contextlib
@@ -14,21 +15,12 @@ import tensorflow as tf
 
 from keras_sensprune import NofM, PruneAtEpochEnd, Sensitivity, SensitivityRegularizer
 from keras_sensprune.training.step import SESSION
+from tests.steps import OwnStep, with_step
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(32, 12)).astype("float32"), RNG.integers(0, 4, 32)
 # The two halves of each batch of 16, which go to one replica each, cancel each other.
 OPPOSITE = np.tile(np.repeat([[1.0], [-1.0]], 8, axis=0), (2, 12)).astype("float32")
-
-
-class OwnStep(keras.Model):
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(x, y, self(x, training=True))
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return {"loss": loss}
 
 
 def dense(regularizer, own=False):
@@ -37,7 +29,7 @@ def dense(regularizer, own=False):
         keras.layers.Dense(4, kernel_regularizer=regularizer),
     ]
     model = keras.Sequential([keras.Input((12,)), *layers])
-    return OwnStep(model.inputs, model.outputs) if own else model
+    return with_step(model, OwnStep) if own else model
 
 
 def with_batch_norm(regularizer):
