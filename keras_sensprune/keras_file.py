@@ -26,7 +26,8 @@ WEIGHTS = "model.weights.h5"
 MOST_JSON = 64 * 2**20  # bytes of one JSON file; that of a model with 1,000 layers has about one million
 MOST_EXPANSION, FREE = 100, 64 * 2**20  # bytes unpacked may be so many times those stored, or so many in all
 TIMEOUT = 60.0  # seconds for the child, and one more for each 10 MB
-SPARE, PER_CORE = 2 * 2**30, 2**28  # address space for loading besides 16 times the size: TensorFlow, its threads
+PER_BYTE = 16  # bytes of memory that loading may take for each byte of the file, unpacked
+SPARE, PER_CORE = 2 * 2**30, 2**28  # address space besides: TensorFlow, its threads
 
 
 def load_keras(path: str) -> Any:
@@ -48,7 +49,7 @@ def load_keras(path: str) -> Any:
     import keras_sensprune.training.regularizer  # noqa: F401  registers our regularizer for load_model
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()), limited_memory(16 * size):
+        with contextlib.redirect_stdout(io.StringIO()), limited_memory(PER_BYTE * size):
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many types for damaged files
         first = (str(error).strip() or type(error).__name__).split("\n")[0][:300]
@@ -132,7 +133,7 @@ def read_weights(path: str) -> int:
     with zipfile.ZipFile(path) as archive:
         content = archive.read(WEIGHTS)
     arrays, groups = 0, set()
-    with h5py.File(io.BytesIO(content), "r") as file, limited_memory(len(content)):
+    with h5py.File(io.BytesIO(content), "r") as file, limited_memory(PER_BYTE * len(content)):
         waiting = [file]
         while waiting:
             group = waiting.pop()
@@ -164,8 +165,8 @@ def _check_array(name: str, item: Any, stored: int) -> None:
 
 
 @contextlib.contextmanager
-def limited_memory(size: int) -> Iterator[None]:
-    """What loading a file of so many bytes may take of memory: a limit for the process, where the system has one."""
+def limited_memory(needed: int) -> Iterator[None]:
+    """A limit for the process, where the system has one: what it uses now, so many bytes, and room for TensorFlow."""
     try:
         import resource
 
@@ -174,7 +175,7 @@ def limited_memory(size: int) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = used + SPARE + PER_CORE * (os.cpu_count() or 1) + 16 * size
+    most = used + SPARE + PER_CORE * (os.cpu_count() or 1) + needed
     limits = [most, *(value for value in (soft, hard) if value != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
     try:

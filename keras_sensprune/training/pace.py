@@ -40,28 +40,28 @@ class Pace:
         """All that must be kept between two steps, by name."""
         return {"refreshes": self.refreshes, "wait": self._wait, "pending": self._pending}
 
-    def due(self) -> Any | None:
-        """Whether this step refreshes, a boolean tensor; None if every step does."""
-        return None if self.every == 1 else ops.equal(self._wait, 0)
+    def due(self) -> Any:
+        """Whether this step refreshes: a boolean tensor, or True if every step does."""
+        return self.every == 1 or ops.equal(self._wait, 0)
 
     def steps(self) -> Any:
         """How many shrinkages a step applies when it is due, its own included: the integer 1 if every step does."""
         return 1 if self.every == 1 else ops.convert_to_tensor(self._pending) + 1
 
-    def count_refresh(self, due: Any | None = None) -> None:
+    def count_refresh(self, due: Any = True) -> None:
         """Notes that the sensitivities have been refreshed, where it was `due`."""
-        one = 1 if due is None else ops.cast(due, "int64")
+        one = 1 if due is True else ops.cast(due, "int64")
         self.refreshes.assign(ops.convert_to_tensor(self.refreshes) + one)
 
-    def end(self, due: Any | None, real: Any | None) -> None:
+    def end(self, due: Any, real: Any | None) -> None:
         """Closes a step.
 
         Args:
-            due: what `due` said at its beginning.
+            due: what `due` said at its beginning, or that as True or False.
             real: whether the optimizer has updated, a boolean tensor; None if it always does. A step that has not
                 counts for nothing, and a refresh that was due stays due.
         """
-        if due is None:
+        if self.every == 1:
             return
         wait, pending = ops.convert_to_tensor(self._wait), ops.convert_to_tensor(self._pending)
         after = ops.where(due, self.every - 1, wait - 1), ops.where(due, 0, pending + 1)

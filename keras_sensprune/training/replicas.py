@@ -13,7 +13,7 @@ from keras_sensprune.training.state import PrunedWeight
 
 def refresh_together(
     strategy: Any,
-    due: Any | None,
+    due: Any,
     derivatives: Callable[[], tuple[list[Parts], Any]],
     weights: Sequence[PrunedWeight],
     store: Callable[..., None],
@@ -28,7 +28,7 @@ def refresh_together(
 
     Args:
         strategy: of the model, with more than one replica.
-        due: whether this step refreshes, a boolean tensor, equal on all replicas; None if every step does.
+        due: whether this step refreshes: a boolean tensor, equal on all replicas, or True.
         derivatives: gives the terms of this replica, of static shapes, and a boolean scalar, the flag of bad labels.
         weights: in the order of the parts of a term.
         store: `store(weight, S)` or `store(weight, S, D)`; called once per device of the weight.
@@ -47,11 +47,11 @@ def refresh_together(
     def nothing() -> list[Any]:  # traced after `taken`; run eagerly, it finds no terms, and there is nothing to do
         return [*(tf.zeros(v.shape, v.dtype) for v in tf.nest.flatten(terms)), tf.constant(False)]
 
-    *values, flag = taken() if due is None or in_every_step else tf.cond(due, taken, nothing)
+    *values, flag = taken() if due is True or in_every_step else tf.cond(due, taken, nothing)
     homes = [weight.sensitivity.value for weight in weights]
     where = [home for term in terms for home, part in zip(homes, term, strict=True) for _ in part]
 
-    def exchange(strategy: Any, due: Any | None, *values: Any) -> None:
+    def exchange(strategy: Any, due: Any, *values: Any) -> None:
         def work() -> Any:
             means = tf.nest.pack_sequence_as(terms, _means(strategy, values, where))
             for weight, home, parts in zip(weights, homes, zip(*means, strict=True), strict=True):
@@ -59,7 +59,7 @@ def refresh_together(
                 strategy.extended.update(home, update, args=parts, group=False)
             return tf.constant(False)
 
-        if due is None:
+        if due is True:
             work()
         else:  # it is the same on all replicas
             tf.cond(strategy.experimental_local_results(due)[0], work, lambda: tf.constant(False))

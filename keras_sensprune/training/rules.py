@@ -143,6 +143,7 @@ class SparsityTarget(PruningRule):
                 if not any(fnmatch.fnmatchcase(label, pattern) for label in labels):
                     raise argument_error("limits", f"patterns that match a weight: {', '.join(labels)}", pattern)
         final = self._final(moment)
+        session.memory["final"] = final
         if final == 0:
             raise argument_error("schedule", f"one that prunes within {moment.epochs} epochs", self.schedule)
         total = sum(items.total for items in families)
@@ -174,8 +175,13 @@ class SparsityTarget(PruningRule):
     def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
         """The lowest scores, as many as are due; zeros that exist count."""
         due = self._at(moment)
-        final = due if self.limits is None else self._final(moment)  # of a schedule of TF-MOT that is much work
+        final = due if self.limits is None else self._known_final(session, moment)
         return self.at_sparsity(session, families, due, due / final if final else 0.0)
+
+    def _known_final(self, session: Any, moment: Moment) -> float:
+        """What `check` has found: a schedule of TF-MOT must be asked for every step. In custom loops nobody checks."""
+        known = None if isinstance(self.schedule, SparsitySchedule) else session.memory.get("final")
+        return self._final(moment) if known is None else known
 
     def at_sparsity(self, session: Any, families: list[Items], due: float, share: float = 1.0) -> Choice:
         """The choice at one sparsity.

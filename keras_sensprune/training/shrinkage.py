@@ -31,7 +31,7 @@ def shrinkages(weights: Sequence[PrunedWeight], steps: Any, due: Any) -> list[Sh
     Args:
         weights: all that are pruned.
         steps: how many shrinkages are due, see `Pace.steps`.
-        due: whether any is due: a boolean tensor, True or False; None if they always are.
+        due: whether any is due: a boolean tensor, True or False.
 
     Returns:
         Where none is due: zeros for a tensor `due`, nothing at all for False.
@@ -46,7 +46,7 @@ def shrinkages(weights: Sequence[PrunedWeight], steps: Any, due: Any) -> list[Sh
 
     if due is False or not shrinking:
         return []
-    values = taken() if due is None or due is True else tf.cond(due, taken, nothing)
+    values = taken() if due is True else tf.cond(due, taken, nothing)
     return list(zip(shrinking, values, strict=True))
 
 

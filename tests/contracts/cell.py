@@ -24,6 +24,7 @@ from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer
 from keras_sensprune.training.step import SESSION
 from tests.contracts.models import MODELS, examples, loss_of, model_of
 from tests.contracts.routes import ROUTES, Route, batches
+from tests.steps import with_step
 
 EPOCHS, STEPS, BATCH = 2, 5, 4
 STRENGTH = 0.02
@@ -83,7 +84,7 @@ def _compiled(route: Route, case: Any, rate: float, steps: int) -> tuple[Any, di
     """(model, its examples for so many steps as `fit` takes them)."""
     model = model_of(case, STRENGTH, route.masked)
     if route.own is not None:  # the user's own class, whatever the model is otherwise
-        model.__class__ = type("Own", (route.own, type(model)), {})
+        with_step(model, route.own)
     x, y = examples(case, model, steps * BATCH)
     model.compile(keras.optimizers.Adam(rate, **route.optimizer), loss_of(y), **route.compile)
     return model, {"x": x, "y": y, "batch_size": BATCH, "epochs": 1}

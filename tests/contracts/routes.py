@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.contracts.models import CLASSES, MODELS, Case
+from tests.steps import ForeignStep, OwnStep
 
 Data = dict[str, Any]  # the arguments of `fit` that say what it is trained on
 
@@ -40,27 +41,6 @@ class Route:
     masked: bool = False
     replicas: int = 1
     takes: Callable[[Case], bool] = lambda case: True
-
-
-class OwnStep:
-    """A train_step that computes its loss through compute_loss."""
-
-    def own_loss(self, x: Any, y: Any) -> Any:
-        return self.compute_loss(x, y, self(x, training=True))
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        with tf.GradientTape() as tape:
-            loss = self.own_loss(*data)
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return {"loss": loss}
-
-
-class ForeignStep(OwnStep):
-    """A train_step with a loss of its own."""
-
-    def own_loss(self, x: Any, y: Any) -> Any:
-        return sum(keras.ops.mean((output - 1) ** 2) for output in keras.tree.flatten(self(x, training=True)))
 
 
 def batches(data: Data) -> Iterator[tuple[Any, Any]]:

@@ -4,9 +4,11 @@ import dataclasses
 import io
 import json
 import os
+import resource
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -16,7 +18,7 @@ import pytest
 from keras_sensprune import keras_file
 from keras_sensprune.commands import read_examples
 from keras_sensprune.errors import DataError
-from keras_sensprune.keras_file import WEIGHTS, load_keras
+from keras_sensprune.keras_file import WEIGHTS, load_keras, read_weights
 from tests.faults import runner
 from tests.faults.formats import FORMATS, keras_files, outcome
 from tests.faults.mutations import archived, members
@@ -214,14 +216,23 @@ def test_a_model_of_far_more_memory_than_its_weights_is_refused(honest, tmp_path
     assert time.perf_counter() - begun < SECONDS_FOR_ALL
 
 
-def test_loading_leaves_the_limit_of_memory_as_it_was(honest, tmp_path):
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    (tmp_path / "model.keras").write_bytes(archived(honest))
-    model = load_keras(str(tmp_path / "model.keras"))
-    assert model.count_params() == 4 * 3 + 3 + 3 * 2 + 2
+def test_loading_may_take_16_times_the_bytes_and_leaves_the_limit_as_it_was(honest, tmp_path, monkeypatch):
+    before, asked, real = resource.getrlimit(resource.RLIMIT_AS), [], keras_file.limited_memory
+    monkeypatch.setattr(keras_file, "limited_memory", lambda needed: asked.append(needed) or real(needed))
+    path = tmp_path / "model.keras"
+    path.write_bytes(archived(honest))
+    assert load_keras(str(path)).count_params() == 4 * 3 + 3 + 3 * 2 + 2
+    assert read_weights(str(path)) == 4
+    assert asked == [16 * sum(map(len, honest.values())), 16 * len(honest[WEIGHTS])]
     assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_the_limit_is_what_is_used_and_what_is_needed_and_room_for_tensorflow():
+    with keras_file.limited_memory(3 * 2**30):
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    room = 3 * 2**30 + keras_file.SPARE + keras_file.PER_CORE * os.cpu_count()
+    assert abs(limit - used - room) < 2**26  # bytes that other threads may take or give back in between
 
 
 # ------------------------------------------------------------------ example inputs

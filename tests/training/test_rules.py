@@ -24,7 +24,8 @@ def network():
         for n in (20, 8, 4)
     ]
     model = keras.Sequential([keras.Input((12,)), *body], name="net")
-    model.compile(keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05), loss, run_eagerly=True)
     return model
 
 
@@ -136,6 +137,39 @@ def test_a_schedule_of_tfmot_fires_if_it_was_true_at_any_step(frequency):
         values.append(expected)
     assert [r.total - r.nonzero for r in prune.records] == [round(s * TOTAL) for s in values[1::2]]
     assert sum(zeros(model)) == round(expected * TOTAL) > 0
+
+
+class Counted:
+    """Like a schedule of TF-MOT: 0.1 more in each step; counts how often it is asked."""
+
+    begin_step, frequency, asked = 0, 1, 0
+
+    def __call__(self, step):
+        self.asked += 1
+        return True, 0.1 * (step + 1)
+
+
+def test_all_steps_of_a_schedule_of_tfmot_are_asked_once_also_in_a_resumed_run(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    def train(name, *others, **settings):
+        schedule = Counted()
+        rule = SparsityTarget(schedule, limits={"net/dense20/kernel": (0.9, 1.0)})
+        prune = PruneAtEpochEnd(rule, state_path=tmp_path / name)
+        callbacks = [*others, prune]
+        models[name].fit(X, Y, epochs=4, batch_size=16, shuffle=False, verbose=0, callbacks=callbacks, **settings)
+        return schedule.asked, [r.total - r.nonzero for r in prune.records]
+
+    models = {"whole": network(), "stopped": network()}
+    expected = [round(s * TOTAL) for s in (0.2, 0.4, 0.6, 0.8)]
+    assert train("whole") == (4 + 4, expected)  # the last step of each epoch, before training and when it is due
+    assert train("stopped", Stop()) == (4 + 2, expected[:2])
+    assert train("stopped", initial_epoch=2) == (4 + 2, expected)
+    assert zeros(models["whole"])[0] >= 0.9 * 240
+    for a, b in zip(*(model.get_weights() for model in models.values()), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 REFUSED = {
