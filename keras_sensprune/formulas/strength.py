@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 # Of the control law, see `controlled_factor`. Chosen on a simulated plant, see docs/rules.md.
-PROPORTIONAL, INTEGRAL = 0.6, 0.15
+PROPORTIONAL, INTEGRAL = 0.3, 0.3
 OVERSHOOT = 2.0
 HIGHEST_RISE, DEEPEST_FALL = 1.5, 4.0
 
@@ -65,7 +65,7 @@ def controlled_factor(factor: float, spent: float, before: float | None, low: fl
     $$\log f_{t+1} = \log f_t + \min(\log 1.5,\ \max(-\log 4,\ k_P(\epsilon_t - \epsilon_{t-1}) + k_I\,\epsilon_t)),
     \qquad \epsilon_t = \min(1 - x_t,\ 2\,(1 - x_t)),$$
     cut to $[\log f_{min}, \log f_{max}]$, with $x_t$ the share of the tolerance that is used up (1 is the goal),
-    $k_P = 0.6$ and $k_I = 0.15$: a proportional-integral law on the logarithm, in increments. What is over the
+    $k_P = k_I = 0.3$: a proportional-integral law on the logarithm, in increments. What is over the
     tolerance counts twice, and the factor may fall faster than rise. The sum of all errors is $\log f$ itself, so where
     that is cut nothing winds up. The new factor is never larger for a larger $x_t$.
 
@@ -82,7 +82,7 @@ def controlled_factor(factor: float, spent: float, before: float | None, low: fl
     Example:
         >>> from keras_sensprune.formulas.strength import controlled_factor
         >>> round(controlled_factor(1.0, 0.0, None, 0.01, 100.0), 4)  # nothing used up
-        1.1618
+        1.3499
         >>> controlled_factor(1.0, 1.0, 1.0, 0.01, 100.0)  # at the goal
         1.0
         >>> controlled_factor(1.0, 3.0, 1.0, 0.01, 100.0)  # far over it

