@@ -45,6 +45,10 @@ def fit(model, strength, epochs=3, threshold=0.02, sensitivity=None, options=Non
     return prune, fitted.history
 
 
+def slow_unless(fast, name):
+    return pytest.param(name, marks=[] if fast else [pytest.mark.slow])
+
+
 # The factor in the step
 
 SAME = {
@@ -57,7 +61,7 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("case", SAME)
+@pytest.mark.parametrize("case", [slow_unless(case != "coupled, compiled", case) for case in SAME])
 def test_a_factor_of_1_changes_no_bit(case):
     decoupled, sensitivity, settings = SAME[case]
     results = []
@@ -119,7 +123,11 @@ def test_a_changing_factor_compiles_nothing_again():
 
 def test_without_a_rule_there_is_no_factor():
     seen = []
-    spy = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: seen.append(vars(model)[SESSION].factor))
+
+    def look(batch, logs=None):
+        seen.append(vars(model)[SESSION].factor)
+
+    spy = keras.callbacks.LambdaCallback(on_train_batch_end=look)
     model = network()
     model.fit(X, Y, verbose=0, callbacks=[spy, PruneAtEpochEnd(0.02)])
     assert set(seen) == {None}
@@ -210,7 +218,7 @@ RULES = {
 
 
 @pytest.mark.filterwarnings("ignore:All weights of")  # some layers of these small networks die but for one unit
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [slow_unless(name == "controller", name) for name in RULES])
 def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
     settings = {"sensitivity": Sensitivity(every=5), "strength": RULES[name]}
     factors = []
@@ -285,7 +293,7 @@ UNWORKABLE = {
         {"strength": STRENGTH, "decoupled": False},
         "`metric` must be the name of a compiled metric where decoupled=False",
     ),
-    "not finite": (StrengthController((V[0] * np.nan, V[1]), 0.1), {}, "data on which 'loss' is finite"),
+    "not finite": (StrengthController((*V, np.full(48, np.nan)), 0.1), {}, "data on which 'loss' is finite"),
 }
 
 
