@@ -1,4 +1,4 @@
-r"""Sparsity as a function of the epochs that have been trained.
+r"""A quantity as a function of the epochs that have been trained: its course, and the sparsity that follows one.
 
 With $t$ the number of complete epochs (1 after the first one), $b$ and $e$ begin and end of the schedule in epochs,
 progress is $p = \min(1, \max(0, (t - b) / (e - b)))$. A begin or end given as a fraction means that fraction of all
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from keras_sensprune.errors import argument_error, fraction_argument, number_argument
+from keras_sensprune.errors import argument_error, choice_argument, fraction_argument, number_argument
 
 NOT_PERCENT = "Sparsity is a fraction, not percent."
 
@@ -24,6 +24,51 @@ def _moment_argument(name: str, value: object) -> int | float:
     if not isinstance(value, float) or number > 1.0:
         raise argument_error(name, allowed, value)
     return number
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    r"""How a quantity goes from one value to another between two moments of a training.
+
+    Args:
+        shape: $g(p)$: `"polynomial"`, $(1 - p)^3$; `"cosine"`, $(1 + \cos \pi p) / 2$; `"linear"`, $1 - p$;
+            `"constant"`, 0 from the begin on.
+        begin: epochs (an integer), or a fraction of all epochs (a float in [0, 1]).
+        end: likewise, later; without meaning for `"constant"`.
+
+    Raises:
+        ArgumentError: if an argument is not allowed, or the end does not come after the begin.
+    """
+
+    shape: str
+    begin: int | float
+    end: int | float
+
+    def __post_init__(self) -> None:
+        choice_argument("shape", self.shape, tuple(_REMAINING))
+        begin, end = _moment_argument("begin", self.begin), _moment_argument("end", self.end)
+        if type(begin) is type(end) and end <= begin and self.shape != "constant":
+            raise argument_error("end", f"later than begin={self.begin}", self.end)
+
+    def moments(self, epochs: int) -> tuple[float, float]:
+        """Begin and end in epochs, for a training of so many epochs.
+
+        Raises:
+            ArgumentError: if the end does not come after the begin, which only then is known.
+        """
+        begin, end = (m if isinstance(m, int) else m * epochs for m in (self.begin, self.end))
+        if self.shape == "constant":
+            return begin, begin
+        if end <= begin:
+            raise argument_error("end", f"later than begin={self.begin} in a training of {epochs} epochs", self.end)
+        return begin, end
+
+    def remaining(self, epochs_done: float, epochs: int) -> float | None:
+        """g(p) after so many of all epochs, from 1 to 0; None before the begin."""
+        begin, end = self.moments(epochs)
+        if epochs_done < begin:
+            return None
+        return _REMAINING[self.shape](1.0 if end == begin else min(1.0, (epochs_done - begin) / (end - begin)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,24 +111,16 @@ class SparsitySchedule:
         fraction_argument("final", self.final, NOT_PERCENT)
         if fraction_argument("initial", self.initial, NOT_PERCENT) > self.final:
             raise argument_error("initial", f"at most final={self.final}", self.initial)
-        if self.shape not in _REMAINING:
-            raise argument_error("shape", "one of " + ", ".join(repr(name) for name in _REMAINING), self.shape)
-        begin, end = _moment_argument("begin", self.begin), _moment_argument("end", self.end)
-        if type(begin) is type(end) and end <= begin and self.shape != "constant":
-            raise argument_error("end", f"later than begin={self.begin}", self.end)
+        Course(self.shape, self.begin, self.end)  # refuses what is not allowed
+
+    @property
+    def course(self) -> Course:
+        """Shape and moments."""
+        return Course(self.shape, self.begin, self.end)
 
     def moments(self, epochs: int) -> tuple[float, float]:
-        """Begin and end in epochs, for a training of so many epochs.
-
-        Raises:
-            ArgumentError: if the end does not come after the begin, which only then is known.
-        """
-        begin, end = (m if isinstance(m, int) else m * epochs for m in (self.begin, self.end))
-        if self.shape == "constant":
-            return begin, begin
-        if end <= begin:
-            raise argument_error("end", f"later than begin={self.begin} in a training of {epochs} epochs", self.end)
-        return begin, end
+        """Begin and end in epochs, see `Course.moments`."""
+        return self.course.moments(epochs)
 
     def at(self, epochs_done: float, epochs: int) -> float:
         """The sparsity after so many epochs.
@@ -95,11 +132,10 @@ class SparsitySchedule:
         Returns:
             A fraction in [0, 1).
         """
-        begin, end = self.moments(epochs)
-        if epochs_done < begin or epochs_done == 0:
+        left = self.course.remaining(epochs_done, epochs)
+        if left is None or epochs_done == 0:
             return 0.0
-        progress = 1.0 if end == begin else min(1.0, (epochs_done - begin) / (end - begin))
-        return self.final + (self.initial - self.final) * _REMAINING[self.shape](progress)
+        return self.final + (self.initial - self.final) * left
 
 
 _REMAINING = {

@@ -243,11 +243,11 @@ def running_mean(mean: Any, value: Any, momentum: float, refresh: Any) -> Any:
     return ops.where(ops.isfinite(value), mean + share * (value - mean), mean)
 
 
-def shrunk_share(strength: float, insensitivity: Any, steps: Any) -> Any:
+def shrunk_share(strength: Any, insensitivity: Any, steps: Any) -> Any:
     """Which share of a weight `steps` applications of the rule take away: 1 - (1 - strength * S_b)^steps.
 
     Args:
-        strength: lambda >= 0.
+        strength: lambda >= 0, a number or a scalar tensor of the dtype of `insensitivity`.
         insensitivity: S_b in [0, 1], any shape.
         steps: how many steps; the integer 1 gives strength * S_b without rounding, a tensor the power.
 

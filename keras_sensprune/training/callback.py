@@ -22,6 +22,7 @@ from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
 from keras_sensprune.training.session import attach, attached, detach
 from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import PruningSession
+from keras_sensprune.training.strength import StrengthRule, strength_argument
 from keras_sensprune.training.targets import prunable_weights
 
 
@@ -30,9 +31,9 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
 
     After an epoch every regularized $|w| < T$ becomes 0 and stays 0 until the end of `fit`; weights that are zero
     when `fit` begins stay zero as well. If `fit` validates, the pruning happens just before, so that `val_*`
-    describes the pruned model. The logs get `sparsity` (fraction of zeros), `compression` (weights / nonzero) and
-    `penalty` (strength * sum of R over the decoupled weights), for History, the progress bar, TensorBoard and any
-    other callback.
+    describes the pruned model. The logs get `sparsity` (fraction of zeros), `compression` (weights / nonzero),
+    `penalty` (strength * sum of R over the decoupled weights) and, where a rule changes the strength,
+    `strength_factor` (the factor in this epoch), for History, the progress bar, TensorBoard and any other callback.
 
     The place in the list of callbacks does not matter: this one moves to its front, so that checkpoints and best
     weights are taken after the pruning, and has the last word at the end of training. Then zeros that something else
@@ -58,15 +59,18 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             records, seeds. If the file exists when training begins, the model must have been restored to one of the
             two states in it (by BackupAndRestore, or loaded and trained with `initial_epoch`), and training goes on
             exactly from there. If it does not exist, training must begin at epoch 0, whatever the model was trained for
-            before. Anything else is an error, and nothing is overwritten. Threshold, start epoch and frequency may be
-            changed; docs/resume.md has a recipe.
+            before. Anything else is an error, and nothing is overwritten. Threshold, start epoch, frequency and the
+            rule of the strength may be changed; docs/resume.md has a recipe.
+        strength: a rule by which all strengths change from epoch to epoch: `StrengthRamp`, `StrengthPlateau` or
+            `StrengthController`; None leaves them as they are.
 
     Returns:
         A Keras callback. Its attribute `records` holds one `PruneRecord` per epoch of the last `fit`, with threshold 0
-        where no pruning was due.
+        where no pruning was due, or a rule of the strength skipped it.
 
     Raises:
-        ArgumentError: if an argument is not allowed; at the start of `fit`, if no file can be made at `state_path`.
+        ArgumentError: if an argument is not allowed; at the start of `fit`, if no file can be made at `state_path` or a
+            rule cannot work.
         DataError: before the first step, if the file at `state_path` is damaged, missing though epochs have gone
             before, or does not belong to this model at this time; after an epoch, if it cannot be written.
         ModelError: at the start of `fit`, if no weight of the model carries a `SensitivityRegularizer`, or the
@@ -99,6 +103,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         *,
         structure: str | Block | NofM = "weight",
         state_path: str | os.PathLike[str] | None = None,
+        strength: StrengthRule | None = None,
     ):
         super().__init__()
         refuse_several_machines()
@@ -112,6 +117,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self.sensitivity = sensitivity or Sensitivity()
         self.keep_last_good = bool(keep_last_good)
         self.state_path = None if state_path is None else path_argument("state_path", state_path)
+        self.strength = strength_argument(strength)
         self.records: list[PruneRecord] = []
         self._session: PruningSession | None = None
         self._sidecar: SideCar | None = None
@@ -143,7 +149,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self.records, self._floored, self._good, self._begun = [], set(), None, False
         number = getattr(self._rule, "threshold", None)
         self._sidecar = None if self.state_path is None else SideCar(self.state_path, number)
-        self._session = attach(self.model, self.sensitivity, self.structure)
+        self._session = attach(self.model, self.sensitivity, self.structure, with_factor=self.strength is not None)
 
     def _moment(self, epoch: int) -> Moment:
         """A moment of this `fit`."""
@@ -169,6 +175,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             self._floored = {label for record in before for label in record.kept_by_floor}
             self._start = before[0].nonzero_before
         self._rule.check(session, self._moment(epoch))
+        if self.strength is not None:
+            session.set_factor(self.strength.start(session, self._moment(epoch)))
         if self._sidecar is not None and before is None:
             self._sidecar.save(session, epoch, ())
         self._keep_good()
@@ -194,12 +202,20 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             return
         if self._epoch is not None:
             self._close_epoch(epoch)
-        if self._sidecar is not None:
-            with self._detached_by_errors():
-                self._sidecar.save(self._session, epoch + 1, self.records)
-        if logs is not None and self.records:
+        logs = {} if logs is None else logs
+        if self.records:
             last = self.records[-1]
             logs.update(sparsity=last.sparsity, compression=last.compression, penalty=last.penalty)
+        with self._detached_by_errors():
+            self._change_strength(self._session, epoch, logs)
+            if self._sidecar is not None:
+                self._sidecar.save(self._session, epoch + 1, self.records)
+
+    def _change_strength(self, session: PruningSession, epoch: int, logs: dict[str, Any]) -> None:
+        """Logs the factor of the epoch that is over and sets that of the next."""
+        if self.strength is not None:
+            logs["strength_factor"] = session.memory["factor"]
+            session.set_factor(self.strength.after(session, self._moment(epoch), self.records[-1], logs))
 
     def _close_epoch(self, epoch: int) -> None:
         session = self._session
@@ -214,6 +230,9 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             self._finish()
             raise
         due = epoch >= self.start_epoch and (epoch - self.start_epoch) % self.frequency == 0
+        if due and self.strength is not None:
+            session.settle()  # what is measured is what would be pruned
+            due = self.strength.may_prune(session)
         record = session.prune(self._rule if due else 0.0, self._moment(epoch))
         self.records.append(record)
         self._patterns.note(record, session.weights)

@@ -18,10 +18,12 @@ from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import SESSION, PruningSession
 
 
-def attach(model: Any, sensitivity: Sensitivity, structure: str | Block | NofM = "weight") -> PruningSession:
+def attach(
+    model: Any, sensitivity: Sensitivity, structure: str | Block | NofM = "weight", *, with_factor: bool = False
+) -> PruningSession:
     """Attaches a new session to a model's `train_step`, for `fit`."""
     detach(model)
-    session = PruningSession(model, sensitivity, structure=structure)
+    session = PruningSession(model, sensitivity, structure=structure, with_factor=with_factor)
     session.attach(in_fit=True)
     session.retrace()
     return session

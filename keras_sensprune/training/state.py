@@ -80,6 +80,9 @@ class PrunedWeight:
         momentum: of the running mean.
         curved: whether a curvature is computed for it.
         layout: its groups; None where weights are pruned one by one.
+
+    Attributes:
+        factor: of the strength, a scalar variable that a strength rule sets between epochs; None if there is no rule.
     """
 
     def __init__(self, target: Any, scale: str, momentum: float, curved: bool, layout: Layout | None = None):
@@ -90,6 +93,7 @@ class PrunedWeight:
         self.momentum = momentum
         self.layout = layout
         self.family: tuple[PrunedWeight, ...] = ()  # the weights over which its groups extend, itself among them
+        self.factor: Any = None
         self.silent = False  # True while a loss is computed that must not contain this penalty
         self.sensitivity = beside(self.variable, "zeros")
         self.mask = beside(self.variable, "ones")
@@ -141,11 +145,19 @@ class PrunedWeight:
         """Whether a step of the rule takes anything from this weight beside the optimizer's update."""
         return self.regularizer.decoupled and self.regularizer.strength > 0
 
+    def strength(self, dtype: str) -> Any:
+        """The regularizer's strength, times the factor if there is one, which changes no bit where it is 1.
+
+        The product is one of float64 because TensorFlow would reorder a chain of products in one dtype.
+        """
+        strength = self.regularizer.strength
+        return strength if self.factor is None else ops.cast(strength * ops.cast(self.factor, "float64"), dtype)
+
     def shrinkage(self, steps: Any = 1) -> Any:
         """d = w (1 - (1 - strength * max(0, 1 - S))^steps) with the weight and the sensitivity as they are now."""
         weight = ops.convert_to_tensor(self.variable)
         insensitivity = bounded_insensitivity(self._effective(weight))
-        return weight * shrunk_share(self.regularizer.strength, insensitivity, steps)
+        return weight * shrunk_share(self.strength(weight.dtype), insensitivity, steps)
 
     def coupled_penalty(self) -> Any:
         """strength * sum of R(w), with gradient strength * w * max(0, 1 - S)."""
@@ -153,13 +165,13 @@ class PrunedWeight:
             return ops.zeros(())
         weight = ops.convert_to_tensor(self.variable)
         sensitivity = self._effective(ops.stop_gradient(weight))
-        return self.regularizer.strength * penalty_with_exact_gradient(weight, sensitivity, self.curvature)
+        return self.strength(weight.dtype) * penalty_with_exact_gradient(weight, sensitivity, self.curvature)
 
     def penalty(self) -> float:
         """strength * sum of R(w), as a number for the log."""
         weight = ops.convert_to_tensor(self.variable)
         value = insensitivity_penalty(weight, self._effective(weight), self.curvature)
-        return self.regularizer.strength * float(ops.sum(value))
+        return float(self.strength("float64")) * float(ops.sum(value))
 
     def take_zeros(self) -> None:
         """Makes today's zeros permanent. A weight that is zero throughout is taken as not yet trained."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import ops
 
@@ -36,6 +37,7 @@ class PruningSession:
         sensitivity: the configuration.
         train_step: replaces the model's own train step, for custom loops.
         structure: what is pruned together.
+        with_factor: whether there is a factor of all strengths, see `set_factor`.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class PruningSession:
         sensitivity: Sensitivity,
         train_step: Callable[[Any], Any] | None = None,
         structure: str | Block | NofM = "weight",
+        *,
+        with_factor: bool = False,
     ):
         if not isinstance(sensitivity, Sensitivity):
             raise argument_error("sensitivity", "a Sensitivity", sensitivity, "For example Sensitivity('specific').")
@@ -54,6 +58,7 @@ class PruningSession:
         self.model = model
         self.sensitivity = sensitivity
         with model.distribute_strategy.scope():
+            self.factor = _factor_variable() if with_factor else None
             self.weights = [
                 self._state(t, layout) for t, layout in zip(self.targets, self.grouping.layouts, strict=True)
             ]
@@ -76,7 +81,9 @@ class PruningSession:
     def _state(self, target: Any, layout: Layout | None) -> PrunedWeight:
         whole_groups = layout is not None and not layout.kept  # their penalty has no second order
         curved = curved_activation(target) is not None and not whole_groups
-        return PrunedWeight(target, self.sensitivity.scale, self.sensitivity.momentum, curved, layout)
+        state = PrunedWeight(target, self.sensitivity.scale, self.sensitivity.momentum, curved, layout)
+        state.factor = self.factor
+        return state
 
     # Attaching and detaching
 
@@ -151,7 +158,7 @@ class PruningSession:
             What was done. A tensor that would be emptied keeps its largest weight (the floor).
         """
         rule, moment = rule_argument(threshold), moment or Moment(-1)
-        self._settle()
+        self.settle()
         families = self.items()
         choice = rule.choose(self, families, moment)
         values = [items.values for items in families]
@@ -213,7 +220,7 @@ class PruningSession:
         for weight in self.weights:
             weight.regularizer.note_zeros()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Shrinks for the updates since the last refresh, with the sensitivities of that refresh."""
         steps = self.rule.pace.take_pending()
         if not steps:
@@ -224,6 +231,13 @@ class PruningSession:
             weight.variable.assign(ops.convert_to_tensor(weight.variable) - value)
             weight.keep_constraint()
 
+    def set_factor(self, value: float) -> None:
+        """Multiplies every strength by another factor from here on, where steps before have shrunk with the old one."""
+        assert self.factor is not None
+        self.settle()
+        self.memory["factor"] = value
+        self.factor.assign(value)
+
     def raise_if_unhealthy(self) -> None:
         """Reads the flags that the steps have set.
 
@@ -233,3 +247,10 @@ class PruningSession:
         problem = self.rule.health.problem()
         if problem:
             raise TrainingError(problem)
+
+
+def _factor_variable() -> Any:
+    """1, equal on all replicas."""
+    return keras.Variable(
+        initializer="ones", shape=(), dtype="float32", trainable=False, aggregation="only_first_replica"
+    )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from keras_sensprune.errors import argument_error, choice_argument, fraction_argument, integer_argument, number_argument
+from keras_sensprune.errors import choice_argument, fraction_argument, integer_argument
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.search import largest_threshold
+from keras_sensprune.training.budget import MetricBudget
 from keras_sensprune.training.rules import Choice, Moment, PruningRule, refuse_fixed, trials
-
-_GROWS = ("acc", "auc", "precision", "recall", "f1", "iou")  # names of metrics of which more is better
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ToleranceThreshold(PruningRule):
+class ToleranceThreshold(MetricBudget, PruningRule):
     r"""Rule: the largest threshold at which a validation metric is worse by at most a tolerance.
 
     $$T = \max\{T : m(T) \le m_0 + \tau\}$$ for a metric $m$ of which less is better (with the signs turned for one of
@@ -63,56 +62,23 @@ class ToleranceThreshold(PruningRule):
     (LOBSTER), 2020, which compares losses.
     """
 
-    validation_data: Any
-    tolerance: float
-    metric: str = "loss"
-    relative_to: str | float = "dense"
-    mode: str = "auto"
+    references: ClassVar[tuple[str, ...]] = ("dense", "current")
+
     scope: str = "global"
     patience: int = 0
     precision: float = 0.005
-    batch_size: int = 1000
 
     def __post_init__(self) -> None:
-        if self.validation_data is None:
-            raise argument_error("validation_data", "(x, y), (x, y, sample_weight) or a tf.data.Dataset", None)
-        number_argument("tolerance", self.tolerance, "a finite number of at least 0, in units of the metric")
-        if not isinstance(self.metric, str):
-            raise argument_error("metric", "'loss' or the name of a compiled metric", self.metric)
-        if isinstance(self.relative_to, str):
-            choice_argument("relative_to", self.relative_to, ("dense", "current"))
-        else:
-            number_argument("relative_to", self.relative_to, "'dense', 'current' or a finite number", -math.inf)
-        choice_argument("mode", self.mode, ("auto", "min", "max"))
+        super().__post_init__()
         choice_argument("scope", self.scope, ("global", "layer"))
         integer_argument("patience", self.patience, 0)
-        integer_argument("batch_size", self.batch_size, 1)
         fraction_argument("precision", self.precision)
-        if self.mode == "auto":
-            more = any(part in self.metric for part in _GROWS)
-            object.__setattr__(self, "mode", "max" if more else "min")
 
     def check(self, session: Any, moment: Moment) -> None:
         """Measures the dense model, and refuses what cannot work before training starts."""
         refuse_fixed(session.items(), self.metric)
-        memory = session.memory
-        memory.setdefault("removed", 0)
-        if "dense" not in memory:  # a resumed training knows it
-            memory["dense"] = self.measure(session)
-        if not math.isfinite(memory["dense"]):
-            raise argument_error("validation_data", f"data on which {self.metric!r} is finite", memory["dense"])
-
-    def measure(self, session: Any) -> float:
-        """The metric as it is now, with the sign that makes less the better."""
-        data = self.validation_data
-        arrays = isinstance(data, (tuple, list))
-        weights = {"sample_weight": data[2]} if arrays and len(data) > 2 else {}
-        x, y = data[:2] if arrays else (data, None)
-        sizes = {"batch_size": self.batch_size} if arrays else {}
-        found = session.model.evaluate(x, y, verbose=0, return_dict=True, **weights, **sizes)
-        if self.metric not in found:
-            raise argument_error("metric", f"one of {', '.join(map(repr, found))}", self.metric)
-        return float(found[self.metric]) * (-1.0 if self.mode == "max" else 1.0)
+        session.memory.setdefault("removed", 0)
+        self.measure_dense(session, "dense")
 
     def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
         """Searches; where a plateau is waited for and not reached, nothing goes."""
@@ -120,9 +86,7 @@ class ToleranceThreshold(PruningRule):
         now = self.measure(session)
         if self.patience and not self._plateau(memory, now):
             return _choice(kept, [0.0])
-        reference = {"dense": memory["dense"], "current": now}.get(str(self.relative_to))
-        if reference is None:
-            reference = float(self.relative_to) * (-1.0 if self.mode == "max" else 1.0)
+        reference = self.reference(dense=memory["dense"], current=now)
         everything = list(range(len(families)))
         turns = [everything]
         if self.scope == "layer":

@@ -13,7 +13,7 @@ import pytest
 
 from tests.training.two_replicas import BATCH, CASES, EPOCHS, X
 
-FAST = ("specific", "units", "opposite halves", "opposite halves, mean of abs")
+FAST = ("specific", "strength ramp", "units", "opposite halves", "opposite halves, mean of abs")
 SLOW = tuple(name for name in CASES if name not in FAST)
 # Case -> terms per weight where there is more than one: two signed sums; four outputs.
 TERMS = {"projected": 2, "exact": 4}

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sensprune import NofM, PruneAtEpochEnd, Sensitivity, SensitivityRegularizer
+from keras_sensprune import NofM, PruneAtEpochEnd, Sensitivity, SensitivityRegularizer, StrengthRamp
 from keras_sensprune.training.step import SESSION
 from tests.steps import OwnStep, with_step
 
@@ -73,6 +73,7 @@ CASES = {
     "loss, own step, coupled": (lambda r: dense(r, own=True), {"kind": "loss", "every": 1}, {"decoupled": False}),
     "mean of abs": (dense, {"reduction": "mean_of_abs", "every": 2}, {}),
     "second order": (dense, {"every": 2}, {"decoupled": False, "order": 2}),
+    "strength ramp": (dense, {"every": 3}, {"strength": StrengthRamp(end=2, initial=0.5, final=4.0)}),
     "units": (dense, {"every": 2}, {"structure": "unit"}),
     "2 of 4": (dense, {"every": 2}, {"structure": NofM(2, 4)}),
     "output_fn": (dense, {"every": 2, "output_fn": own_logits}, {}),
@@ -122,13 +123,15 @@ def noting(exchanged):
         tf.distribute.StrategyExtended.batch_reduce_to = original
 
 
-def run(strategy, build, config, *, decoupled=True, order=1, structure="weight", data=(X, Y), **settings):
+def run(
+    strategy, build, config, *, decoupled=True, order=1, structure="weight", strength=None, data=(X, Y), **settings
+):
     with strategy.scope():
         keras.utils.set_random_seed(0)
         model = build(SensitivityRegularizer(1e-2 if decoupled else 1e-1, decoupled=decoupled, order=order))
         loss = "mse" if build is linear else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(0.1), loss, **settings)
-    callback, watch = PruneAtEpochEnd(0.1, Sensitivity(**config), structure=structure), Watch()
+    callback, watch = PruneAtEpochEnd(0.1, Sensitivity(**config), structure=structure, strength=strength), Watch()
     exchanged = [0, 0]
     with noting(exchanged):
         model.fit(batches(*data), epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[callback, watch])

@@ -1,0 +1,42 @@
+"""A network as a controller of its strength sees it: an error that rises with the log of the factor, late and noisy."""
+
+import math
+
+import numpy as np
+
+
+class Plant:
+    """x_{t+1} = a x_t + (1 - a) (1 + g (log f_t - u)), with a = exp(-1 / lag); noise is added to what is measured.
+
+    Args:
+        gain: g, by how much of the tolerance the error rises per unit of log f.
+        lag: in epochs; 0 means none.
+        goal: u, the log of the factor at which the error settles at the tolerance, x = 1.
+        drift: is added to the goal's error in every epoch: pruning that cannot be undone, or overfitting.
+        noise: standard deviation of a measured x.
+        seed: of the noise.
+    """
+
+    def __init__(self, gain, lag=3.0, goal=1.0, drift=0.0, noise=0.0, seed=0):
+        self.gain, self.goal, self.drift, self.noise = gain, goal, drift, noise
+        self.kept = math.exp(-1.0 / lag) if lag else 0.0
+        self.shift, self.error = 0.0, 0.0
+        self.rng = np.random.default_rng(seed)
+
+    def epoch(self, factor):
+        """Trains for one epoch; returns the measured x."""
+        self.shift += self.drift
+        settled = 1.0 + self.gain * (math.log(factor) - self.goal) + self.shift
+        self.error = self.kept * self.error + (1.0 - self.kept) * max(0.0, settled)
+        return self.error + self.noise * self.rng.normal()
+
+
+def run(plant, law, epochs, factor=1.0):
+    """(true errors, factors) of so many epochs under a law: (factor, spent, spent before) -> factor."""
+    errors, factors, before = [], [], None
+    for _ in range(epochs):
+        factors.append(factor)
+        spent = plant.epoch(factor)
+        errors.append(plant.error)
+        factor, before = law(factor, spent, before), spent
+    return np.array(errors), np.array(factors)
