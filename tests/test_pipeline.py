@@ -14,6 +14,7 @@ from keras_sensprune.cli import main
 from keras_sensprune.errors import ArgumentError
 from keras_sensprune.networks import build_network
 from keras_sensprune.records import DemoRecord, from_json, to_json
+from keras_sensprune.results_folder import publish
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,7 +103,7 @@ def test_a_picture_of_an_earlier_run_does_not_stay(tmp_path):
     (output / "report.json").write_text("old")
     (output / "pixels.png").write_text("old")
     (output / "notes.txt").write_text("the user's own")
-    assert pipeline._publish(str(finished), str(output)) == ["report.json"]
+    assert publish(str(finished), str(output), pipeline.OUTPUTS) == ["report.json"]
     assert sorted(os.listdir(output)) == ["notes.txt", "report.json"]
     assert (output / "report.json").read_text() == "new"
 

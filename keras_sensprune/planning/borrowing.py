@@ -1,4 +1,4 @@
-"""A model is trained in phases, and then has the regularizers, the optimizer and the compiled functions it had before."""
+"""A model is trained in phases, and afterwards is as it was before, apart from its weights."""
 
 from __future__ import annotations
 

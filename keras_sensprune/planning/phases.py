@@ -103,7 +103,7 @@ class Monitor:
     def error(self, found: dict[str, float]) -> float:
         """The error: less is better."""
         value = float(found[self.name])
-        return 100.0 * (1.0 - value) if self.percent else value
+        return round(100.0 * (1.0 - value), 4) if self.percent else value
 
 
 def choose_monitor(found: dict[str, float], metric: str | None) -> Monitor:

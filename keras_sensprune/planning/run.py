@@ -13,7 +13,7 @@ from keras_sensprune.planning.phases import NeedsTwoEpochs, Trainer
 from keras_sensprune.planning.progress import Progress, ProgressFile
 from keras_sensprune.planning.rounds import REACHED, Course, Round, Step, is_good, next_step
 from keras_sensprune.planning.target import SizeOf, weights_to_keep
-from keras_sensprune.records.planning import Budget, PhaseRecord, SparsifyRecord
+from keras_sensprune.records.planning import Budget, PhaseRecord
 from keras_sensprune.training.callback import PruneAtEpochEnd
 from keras_sensprune.training.rules import SparsityTarget
 

@@ -49,8 +49,8 @@ def sparsify(
     compiled optimizer to a hundredth of it: the *dense* one; *rounds*, in each of which the rule shrinks the weights,
     after the first epoch all but the share $q$ = `keep` of the living weights go, those with the lowest $|w|$ of all
     tensors together, and the rest are trained; and the *fine-tuning* with the zeros kept. After a round the
-    validation error decides: within the budget, the next round follows; else the last good weights come back and smaller
-    steps are tried, twice (see `keras_sensprune.planning.rounds`).
+    validation error decides: within the budget, the next round follows; else the last good weights come back and
+    smaller steps are tried, twice (see `keras_sensprune.planning.rounds`).
 
     If no weight carries a `SensitivityRegularizer`, all kernels are given one for the time of the call, whose strength
     takes $1 - e^{-1/2}$ = 39 % from an insensitive weight in a round. When the function returns or raises, the

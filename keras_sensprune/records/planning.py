@@ -5,7 +5,6 @@ from __future__ import annotations
 from keras_sensprune.errors import (
     ArgumentError,
     argument_error,
-    choice_argument,
     fraction_argument,
     integer_argument,
     number_argument,
@@ -15,7 +14,6 @@ from keras_sensprune.records.export import ExportRecord
 from keras_sensprune.records.sparsity import SparsityReport
 
 _TARGETS = ("bytes", "parameters", "sparsity")
-SPARSIFY_NETWORKS = ("lenet-300-100", "lenet-5", "cifar-small")
 
 
 @record
@@ -175,7 +173,7 @@ class SparsifyRecipe:
     """Settings of a run of `sensprune train`: a network, its training, and a budget.
 
     Attributes:
-        network: "lenet-300-100", "lenet-5" or "cifar-small".
+        network: name of a network of `keras_sensprune.networks`.
         budget: what the sparse network may cost.
         learning_rate: of SGD, at the start of every phase.
         label_smoothing: of the loss, in [0, 1).
@@ -195,7 +193,8 @@ class SparsifyRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choice_argument("network", self.network, SPARSIFY_NETWORKS)
+        if not isinstance(self.network, str):
+            raise argument_error("network", "the name of a network", self.network)
         if not isinstance(self.budget, Budget):
             raise argument_error("budget", "a Budget", self.budget)
         if number_argument("learning_rate", self.learning_rate, "a finite number above 0") == 0:
@@ -203,6 +202,8 @@ class SparsifyRecipe:
         fraction_argument("label_smoothing", self.label_smoothing)
         for name, low in (("batch_size", 1), ("dense_epochs", 0), ("round_epochs", 1), ("fine_epochs", 0), ("seed", 0)):
             integer_argument(name, getattr(self, name), low)
+        if self.seed >= 2**32:
+            raise argument_error("seed", "an integer from 0 to 4294967295", self.seed)
 
 
 @record
