@@ -44,13 +44,9 @@ def train_recipe(
         ExportError: if the exported file cannot be made or does not agree. Results appear in the folder only when all
             of them are finished.
     """
-    import keras
-
     settings = load_recipe(recipe)
-    shape = input_shape(settings.network)
     prepare_folder(output, overwrite, OUTPUTS)
-    data = load_dataset(source, seed=settings.seed, shape=shape)
-    keras.utils.set_random_seed(settings.seed)
+    data = load_dataset(source, seed=settings.seed, shape=input_shape(settings.network))
     model, result = sparsify_network(settings, data, folder=os.path.join(output, PROGRESS), say=say)
     found = model.evaluate(data.x_test, one_hot(data.y_test), batch_size=1000, verbose=0, return_dict=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
@@ -72,10 +68,20 @@ def train_recipe(
     return record
 
 
-def sparsify_network(
-    recipe: SparsifyRecipe, data: Dataset, *, folder: str | None = None, say: Callable[[str], None] | None = None
-) -> tuple[Any, SparsifyRecord]:
-    """The network of a recipe, made sparse on the training and validation part of a data set."""
+def sparsify_network(recipe: SparsifyRecipe, data: Dataset, **options: Any) -> tuple[Any, SparsifyRecord]:
+    """The network of a recipe, made sparse on the training and validation part of a data set.
+
+    Args:
+        recipe: the settings.
+        data: the test part is not touched.
+        **options: further ones of `sparsify`.
+
+    Returns:
+        The model and the record.
+    """
+    import keras
+
+    keras.utils.set_random_seed(recipe.seed)
     model = build_network(recipe.network)
     compile_network(model, recipe.learning_rate, recipe.label_smoothing)
     result = sparsify(
@@ -87,7 +93,6 @@ def sparsify_network(
         round_epochs=recipe.round_epochs,
         fine_epochs=recipe.fine_epochs,
         batch_size=recipe.batch_size,
-        folder=folder,
-        say=say,
+        **options,
     )
     return model, result

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "arrays": {"errors"},
     "datasets": {"errors", "arrays"},
     "archive": {"errors", "arrays"},
-    "recipes": {"errors", "records"},
+    "recipes": {"errors", "records", "networks"},
     "results_folder": {"errors"},
     "training": {"errors", "archive", "records", "formulas"},
     "census": {"errors", "records", "formulas.counting", "training.targets", "training.regularizer"},

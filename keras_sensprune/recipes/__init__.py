@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 from keras_sensprune.errors import ArgumentError, DataError, argument_error
+from keras_sensprune.networks import input_shape
 from keras_sensprune.records import Budget, SparsifyRecipe
 
 LARGEST = 2**20  # bytes of a file; a recipe has some hundred
@@ -70,7 +71,9 @@ def _text(path: str) -> str:
 def _recipe(content: Any) -> SparsifyRecipe:
     fields = _fields("The recipe", content, SparsifyRecipe)
     fields["budget"] = Budget(**_fields("`budget`", fields["budget"], Budget))
-    return SparsifyRecipe(**fields)
+    recipe = SparsifyRecipe(**fields)
+    input_shape(recipe.network)  # refuses a name that is unknown
+    return recipe
 
 
 def _fields(what: str, content: Any, kind: type) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def test_a_trained_model_is_only_measured_and_its_zeros_stay():
 
 def test_a_run_that_diverges_says_so():
     model = network(optimizer=keras.optimizers.SGD(1e30))
-    with pytest.raises(TrainingError, match="After the phase 'dense' the validation loss is (nan|inf)"):
+    with pytest.raises(TrainingError, match=r"After the phase 'dense' the validation loss is (nan|inf)"):
         sparsify(model, problem(), Budget(sparsity=0.5), metric="loss", **EPOCHS)
 
 
