@@ -150,7 +150,7 @@ def test_the_demo_keeps_its_promise(tmp_path):
 @pytest.mark.slow
 def test_the_snippet_of_the_readme_runs_and_compresses(mnist_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    snippet, further = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    shortest, snippet, further = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     with np.load(mnist_path) as file:
         x = file["x_train"].reshape(-1, 784).astype("float32") / 255
         names = {"x": x, "y": file["y_train"].astype("int32")}
@@ -164,3 +164,7 @@ def test_the_snippet_of_the_readme_runs_and_compresses(mnist_path, tmp_path, mon
     exec(compile(further, "README.md", "exec"), names)
     assert names["record"].parameters_after <= names["record"].parameters_before
     assert (tmp_path / "int8.tflite").stat().st_size < (tmp_path / "small.tflite").stat().st_size
+    (tmp_path / "model.tflite").unlink()
+    exec(compile(shortest.replace("minutes=10", "minutes=1"), "README.md", "exec"), names)
+    assert names["result"].error <= names["result"].dense_error + 0.5
+    assert names["result"].compression > report.compression  # it goes on from the sparse network

@@ -79,16 +79,9 @@ def test_a_killed_run_goes_on(place, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (
-            {"epochs": 3},
-            "bad.json: The recipe has the unknown key 'epochs'. Allowed are network, budget, learning_rate",
-        ),
-        ({"network": "vgg"}, 2, "Argument `network` must be one of 'lenet-300-100', 'lenet-5', 'cifar-small'. Receiv"),
-        (
-            {"network": "cifar-small"},
-            1,
-            "x_train has shape (300, 28, 28). Expected an .npz file with the keys of Keras",
-        ),
+        ({"epochs": 3}, "bad.json: The recipe has the unknown key 'epochs'. Allowed are network, budget, learning_ra"),
+        ({"network": "vgg"}, "bad.json: Argument `network` must be one of 'lenet-300-100', 'lenet-5', 'cifar-small'."),
+        ({"network": "cifar-small"}, "data.npz: x_train has shape (300, 28, 28). Expected an .npz file with the keys"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_training(place, tmp_path, capsys, changed, message):
