@@ -9,6 +9,7 @@ from typing import Any
 from keras import Variable
 
 from keras_sensprune.errors import ModelError
+from keras_sensprune.training.machines import refuse_several_machines
 from keras_sensprune.training.regularizer import SensitivityRegularizer
 from keras_sensprune.training.session import detach
 from keras_sensprune.training.targets import Target, check_model
@@ -58,9 +59,10 @@ def check_compiled(model: Any) -> None:
 
     Raises:
         BackendError, ArgumentError: see `check_model`.
-        ModelError: if it is not built, not compiled, or its learning rate is a schedule.
+        ModelError: if it is not built, not compiled, its learning rate is a schedule, or it is on several machines.
     """
     check_model(model)
+    refuse_several_machines(model.distribute_strategy)
     if not model.compiled or model.optimizer is None:
         raise ModelError(f"Model {model.name!r} is not compiled. Call model.compile(optimizer, loss, metrics=[...]).")
     if not isinstance(model.optimizer.learning_rate, Variable):

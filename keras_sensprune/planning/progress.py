@@ -7,6 +7,7 @@ settings of the run and its phases, and the arrays `0`, `1`, ... of `model.weigh
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from keras_sensprune.errors import DataError, argument_error
 from keras_sensprune.records import from_dict, to_dict
 from keras_sensprune.records.planning import PhaseRecord
 
+DENSE = "dense"  # name of the first phase
 FILE = "sparsify.state"
 FORMAT = 1
 _KIND = "the state of a sparsify run"
@@ -108,9 +110,20 @@ class ProgressFile:
             if found.get(name) != ours:
                 raise DataError(f"it was made with {name} {_cut(found.get(name))}, but this run has {_cut(ours)}.")
         phases = from_dict(header.get("phases"))
-        if not isinstance(phases, tuple) or not phases or not all(isinstance(p, PhaseRecord) for p in phases):
+        if not isinstance(phases, tuple) or not phases or not all(map(_well_formed, phases)):
             raise DataError("`phases` in its header is malformed.")
+        if phases[0].name != DENSE or not phases[0].accepted:
+            raise DataError("`phases` in its header does not begin with a dense one.")
         return phases
+
+
+def _well_formed(phase: Any) -> bool:
+    return (
+        isinstance(phase, PhaseRecord)
+        and 0 < phase.nonzero <= phase.total
+        and phase.epochs >= (0 if phase.name == DENSE else 1)
+        and 0 <= phase.seconds < math.inf
+    )
 
 
 def _cut(value: object) -> str:

@@ -10,14 +10,14 @@ from typing import Any
 from keras_sensprune.formulas.schedules import SparsitySchedule
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.planning.phases import NeedsTwoEpochs, Trainer
-from keras_sensprune.planning.progress import Progress, ProgressFile
+from keras_sensprune.planning.progress import DENSE, Progress, ProgressFile
 from keras_sensprune.planning.rounds import REACHED, Course, Round, Step, is_good, next_step
 from keras_sensprune.planning.target import SizeOf, weights_to_keep
 from keras_sensprune.records.planning import Budget, PhaseRecord
 from keras_sensprune.training.callback import PruneAtEpochEnd
 from keras_sensprune.training.rules import SparsityTarget
 
-DENSE, FINE = "dense", "fine-tune"
+FINE = "fine-tune"
 DENSE_SHARE = 0.25  # of the minutes: the dense phase takes no more
 
 
