@@ -37,7 +37,7 @@ class Feed:
         arrays = not isinstance(self.train, tf.data.Dataset)
         names = ("x", "y", "sample_weight")
         data = dict(zip(names, self.train, strict=False)) if arrays else {"x": self.train}
-        sizes = {"batch_size": self.batch_size} if arrays else {}
+        sizes = {"batch_size": self.batch_size} if arrays else {"shuffle": False}  # of a dataset Keras takes neither
         model.fit(**data, **sizes, validation_data=self.validation, verbose=0, **options)
 
     def evaluate(self, model: Any) -> dict[str, float]:

@@ -98,11 +98,11 @@ def test_on_a_growing_curve_the_answer_is_within_a_known_factor_of_the_best(star
     if end.why == LEAST:
         assert good == least
     elif bad is not None:
-        # The first bad round is at least floor(keep * good), and each of `retries` bisections takes the square root
-        # of the ratio between good and bad; rounding a number of weights down changes it by less than 1.
-        first = next(r.kept for r in rounds if not is_good(course, r))
-        before = min([start, *(r.kept for r in rounds if is_good(course, r) and r.kept > first)], default=start)
-        ratio = before / first
+        # Each of `retries` bisections takes the square root of the ratio between good and bad, which was that of the
+        # first bad round and the one before it; rounding a number of weights down changes it by less than 1.
+        number = next(i for i, r in enumerate(rounds) if not is_good(course, r))
+        first = rounds[number].kept
+        ratio = (rounds[number - 1].kept if number else start) / first
         for _ in range(retries):
             ratio = math.sqrt(ratio) * (1 + 2 / first)
         assert good / bad <= ratio * (1 + 2 / bad) or good - bad <= 2
