@@ -10,6 +10,7 @@ import pytest
 from keras_sensprune import recipe_run
 from keras_sensprune.cli import main
 from keras_sensprune.records import TrainRecord, from_json
+from keras_sensprune.reports.files import record_text
 
 RECIPE = {
     "network": "lenet-300-100",
@@ -41,24 +42,7 @@ def train(place, output, *more, recipe="recipe.json", data="data.npz"):
     return main(["train", *arguments])
 
 
-def test_results_are_written_and_the_record_is_printed(place, tmp_path, capsys):
-    output = tmp_path / "out"
-    assert train(place, output, "--json") == 0
-    captured = capsys.readouterr()
-    record = from_json(captured.out)
-    assert isinstance(record, TrainRecord)
-    assert sorted(os.listdir(output)) == sorted(recipe_run.OUTPUTS)
-    assert from_json((output / "report.json").read_text()) == record
-    assert (record.result.sparsity, record.result.unmet) == (0.75, ())
-    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["dense", "round 1", "round 2", "fine-tune"]
-    model = keras.models.load_model(output / "model.keras")
-    assert sum(int(np.count_nonzero(w)) for w in model.get_weights() if w.ndim == 2) == 266_200 // 4
-    assert os.path.getsize(output / "model.tflite") == record.export.bytes
-    assert train(place, output) == 2  # results that exist are kept
-    assert "already holds model.keras, model.tflite, report.json" in capsys.readouterr().err
-
-
-def test_a_killed_run_goes_on(place, tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_killed_goes_on_and_writes_everything(place, tmp_path, monkeypatch, capsys):
     def broken(*arguments, **options):
         raise OSError(28, "No space left on device")
 
@@ -66,14 +50,28 @@ def test_a_killed_run_goes_on(place, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(recipe_run, "export_tflite", broken)
         assert train(place, output) == 1
+    said = capsys.readouterr()
+    assert [line.split(":")[0] for line in said.err.splitlines()[:4]] == ["dense", "round 1", "round 2", "fine-tune"]
+    assert said.out == ""
     assert os.listdir(output) == [recipe_run.PROGRESS]
-    capsys.readouterr()
-    assert train(place, output) == 0
-    captured = capsys.readouterr()
-    assert captured.err == "going on after fine-tune\n"
-    assert "compression: 4.00x (weights)" in captured.out
-    assert "test error " in captured.out
+
+    assert train(place, output, "--json") == 0
+    said = capsys.readouterr()
+    record = from_json(said.out)
+    assert isinstance(record, TrainRecord)
+    assert said.err == "going on after fine-tune\n"
     assert sorted(os.listdir(output)) == sorted(recipe_run.OUTPUTS)
+    assert from_json((output / "report.json").read_text()) == record
+    assert (record.result.sparsity, record.result.unmet) == (0.75, ())
+    model = keras.models.load_model(output / "model.keras")
+    assert sum(int(np.count_nonzero(w)) for w in model.get_weights() if w.ndim == 2) == 266_200 // 4
+    assert os.path.getsize(output / "model.tflite") == record.export.bytes
+    text = record_text(record)
+    assert "compression: 4.00x (weights)" in text
+    assert f"test error {record.error:.2f} %" in text
+
+    assert train(place, output) == 2  # results that exist are kept
+    assert "already holds model.keras, model.tflite, report.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
