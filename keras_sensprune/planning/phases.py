@@ -23,19 +23,20 @@ LAST_RATE = 0.01  # of the learning rate with which a phase begins
 
 
 class PhasePace(keras.callbacks.Callback):
-    """Lets the learning rate fall along a half cosine, over as many epochs as there is time for.
+    """Lets the learning rate fall along a half cosine, over as many epochs as there is time for, or keeps it.
 
     Args:
         epochs: most epochs.
         seconds: for all of them. After each one it is estimated how many more fit; the first one is always finished.
         first: number of the first epoch.
         steps: of one epoch.
+        last: the rate at the end as a share of that at the beginning; 1 keeps it.
     """
 
-    def __init__(self, epochs: int, seconds: float, first: int, steps: int):
+    def __init__(self, epochs: int, seconds: float, first: int, steps: int, *, last: float = LAST_RATE):
         super().__init__()
         self.most = self.epochs = epochs
-        self.seconds, self.first, self.steps = seconds, first, steps
+        self.seconds, self.first, self.steps, self.last = seconds, first, steps, last
         self.done = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -45,7 +46,7 @@ class PhasePace(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """The rate of this step."""
-        factor = half_cosine((self.done + batch / self.steps) / self.epochs, LAST_RATE)
+        factor = half_cosine((self.done + batch / self.steps) / self.epochs, self.last)
         self.model.optimizer.learning_rate.assign(self._rate * factor)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -161,6 +162,7 @@ class Trainer:
         *,
         first: int,
         strength: float | None = 0.0,
+        last: float = LAST_RATE,
         extra: Sequence[Any] = (),
     ) -> PhaseRecord:
         """Trains for some epochs from the optimizer's first state, and measures.
@@ -171,6 +173,7 @@ class Trainer:
             seconds: for them.
             first: number of the first epoch, so that epochs are counted through all phases.
             strength: of all prunable weights in this phase; None leaves each its own.
+            last: see `PhasePace`.
             extra: callbacks of this phase.
 
         Returns:
@@ -180,7 +183,7 @@ class Trainer:
             TrainingError: if the error is not finite afterwards.
         """
         begun = time.perf_counter()
-        pace = PhasePace(epochs, seconds, first, self.feed.steps)
+        pace = PhasePace(epochs, seconds, first, self.feed.steps, last=last)
         mode = "max" if self.monitor.percent else "min"
         plateau = keras.callbacks.EarlyStopping(
             f"val_{self.monitor.name}", patience=self.patience, mode=mode, start_from_epoch=first + epochs // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -104,9 +105,9 @@ class Run:
         seconds = DENSE_SHARE * self.seconds
         self._done(self.trainer.phase(DENSE, self.plan.dense_epochs, seconds, first=0, extra=extra))
 
-    def _clock(self) -> list[Any]:
-        """Looks at the first epoch of a run whose time is limited."""
-        trained = any(phase.epochs for phase in self.phases)
+    def _clock(self, trained: int = 0) -> list[Any]:
+        """Looks at the first epoch of a run whose time is limited; `trained` are epochs that are not recorded yet."""
+        trained += self._epochs
         return [] if self.budget.minutes is None or trained else [NeedsTwoEpochs(self.budget.minutes, self.seconds)]
 
     def _course(self) -> Course:
@@ -141,19 +142,40 @@ class Run:
                 return course, step
 
     def _round(self, course: Course, step: Step) -> None:
+        """Shrinks and prunes at the full learning rate, then trains what is left while the rate falls."""
         assert step.kept is not None
-        schedule = SparsitySchedule(1.0 - step.kept / self.trainer.total, "constant")
-        prune = PruneAtEpochEnd(SparsityTarget(schedule), self.plan.sensitivity)
+        name, epochs = f"round {len(self.phases)}", self.plan.round_epochs
+        sparsity, begun = 1.0 - step.kept / self.trainer.total, time.perf_counter()
+        shrunk = self._shrink(name, sparsity, step.seconds) if epochs > 1 else 0
+        # Where the time was too short for all shrinking epochs, or there are none, this prunes the rest.
+        rest = SparsityTarget(SparsitySchedule(sparsity, "constant"))
+        prune = PruneAtEpochEnd(rest, Sensitivity("none") if shrunk else self.plan.sensitivity)
         record = self.trainer.phase(
-            f"round {len(self.phases)}",
-            self.plan.round_epochs,
-            step.seconds,
-            first=self._epochs,
-            strength=None,
-            extra=[prune, *self._clock()],
+            name,
+            epochs - epochs // 2,
+            step.seconds - (time.perf_counter() - begun),
+            first=self._epochs + shrunk,
+            strength=0.0 if shrunk else None,
+            extra=[prune, *self._clock(shrunk)],
         )
         good = is_good(course, Round(record.nonzero, record.error))
-        self._done(dataclasses.replace(record, accepted=good))
+        seconds = time.perf_counter() - begun
+        self._done(dataclasses.replace(record, epochs=shrunk + record.epochs, seconds=seconds, accepted=good))
+
+    def _shrink(self, name: str, sparsity: float, seconds: float) -> int:
+        """The first half of a round, and how many epochs it had."""
+        epochs, first = self.plan.round_epochs // 2, self._epochs
+        now = 1.0 - self.trainer.nonzero() / self.trainer.total
+        schedule = SparsitySchedule(sparsity, "linear", initial=now, begin=first, end=first + epochs)
+        return self.trainer.phase(
+            name,
+            epochs,
+            seconds * epochs / self.plan.round_epochs,
+            first=first,
+            strength=None,
+            last=1.0,
+            extra=[PruneAtEpochEnd(SparsityTarget(schedule), self.plan.sensitivity), *self._clock()],
+        ).epochs
 
     def _fine_tune(self, end: Step) -> None:
         """Trains what is left with the zeros kept, if anything was pruned and there is time for an epoch."""

@@ -21,7 +21,7 @@ from keras_sensprune.training.callback import PruneAtEpochEnd
 from keras_sensprune.training.regularizer import SensitivityRegularizer
 from keras_sensprune.training.targets import add_regularizer, prunable_weights
 
-SHRUNK = 0.5  # the strength that we choose: so much, in units of -log, goes from an insensitive weight in a round
+SHRUNK = 1.0  # the strength that we choose: so much, in units of -log, goes from an insensitive weight in a round
 PATIENCE = 5
 
 
@@ -45,15 +45,15 @@ def sparsify(
 ) -> SparsifyRecord:
     r"""Trains a model, prunes it round by round as far as a budget allows, and fine-tunes what is left.
 
-    Three kinds of phases, each a plain `fit` in which the learning rate falls along a half cosine, from that of the
-    compiled optimizer to a hundredth of it: the *dense* one; *rounds*, in each of which the rule shrinks the weights,
-    after the first epoch all but the share $q$ = `keep` of the living weights go, those with the lowest $|w|$ of all
-    tensors together, and the rest are trained; and the *fine-tuning* with the zeros kept. After a round the
-    validation error decides: within the budget, the next round follows; else the last good weights come back and
-    smaller steps are tried, twice (see `keras_sensprune.planning.rounds`).
+    Three kinds of phases, all of them plain `fit`, in which the learning rate falls along a half cosine, from that of
+    the compiled optimizer to a hundredth of it: the *dense* one; *rounds*; and the *fine-tuning* with the zeros kept.
+    In the first half of a round, at the full rate, the rule shrinks the weights, and epoch by epoch those with the
+    lowest $|w|$ of all tensors together go, until the share $q$ = `keep` of the living ones is left; in the second half
+    these are trained. Then the validation error decides: within the budget, the next round follows; else the last
+    good weights come back and smaller steps are tried, twice (see `keras_sensprune.planning.rounds`).
 
     If no weight carries a `SensitivityRegularizer`, all kernels are given one for the time of the call, whose strength
-    takes $1 - e^{-1/2}$ = 39 % from an insensitive weight in a round. When the function returns or raises, the
+    takes $1 - e^{-1}$ = 63 % from an insensitive weight in a round. When the function returns or raises, the
     regularizers, the optimizer with its learning rate, and the compiled loss and metrics are as before. The weights are
     the last good ones.
 
@@ -106,7 +106,7 @@ def sparsify(
     check_compiled(model)
     feed = make_feed(data, validation_data, batch_size)
     with borrowed(model) as start:
-        _mark(model, SHRUNK / (feed.steps * round_epochs))
+        _mark(model, SHRUNK / (feed.steps * max(1, round_epochs // 2)))
         monitor = choose_monitor(feed.evaluate(model), metric)
         targets = prunable_weights(model)
         settings = {

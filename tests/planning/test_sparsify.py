@@ -112,11 +112,12 @@ def test_a_callback_of_the_user_sees_all_epochs_in_order(finished):
 
 def test_the_learning_rate_falls_in_each_phase_and_begins_anew(finished):
     _, _, diary, _, _ = finished
-    dense, first = diary.rates[:2], diary.rates[2:4]
-    # The last of 2 x 6 steps begins at p = 11 / 12, where the half cosine is at (1 + cos(11 pi / 12)) / 2 = 0.017.
-    assert dense[1] == pytest.approx(0.02 * (0.01 + 0.99 * 0.01704), rel=1e-3)
-    assert first[0] > dense[1]
-    assert first[1] == pytest.approx(dense[1])  # both have two epochs of six steps
+    # In a phase of n epochs of 6 steps the last step begins at p = 1 - 1 / (6 n).
+    ends = [0.02 * (0.01 + 0.99 * (1 + math.cos(math.pi * (1 - 1 / (6 * n)))) / 2) for n in (1, 2)]
+    # Two dense epochs; two rounds of one epoch at the full rate and one in which it falls; one of fine-tuning
+    expected = {1: ends[1], 2: 0.02, 3: ends[0], 4: 0.02, 5: ends[0], 6: ends[0]}
+    # float32 of the rate: 2^-24 relative
+    assert {n: diary.rates[n] for n in expected} == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_error_is_that_of_the_returned_model_on_the_last_tenth(finished):
