@@ -24,6 +24,8 @@ RECORDS = (
     "SparsityReport",
     "LayerRecord",
     "PruneRecord",
+    "SparsifyRecord",
+    "PhaseRecord",
     "ExportRecord",
     "TensorRecord",
     "CandidateRecord",

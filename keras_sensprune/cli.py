@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sensprune {keras_sensprune.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_train(commands)
     _add_report(commands)
     _add_inspect(commands)
     _add_compact(commands)
@@ -69,6 +70,23 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--seed", type=int, default=0, help="of weights, shuffling and data split")
     demo.add_argument("--quick", action="store_true", help="one epoch per phase: only shows that everything works")
     demo.add_argument("--overwrite", action="store_true", help="replace results that exist in the folder")
+
+
+def _add_train(commands: Any) -> None:
+    more = (
+        "Trains a network, makes it as sparse as the budget of a recipe allows, and writes model.keras, model.tflite "
+    )
+    more += "and report.json. A run that was killed goes on from its last phase when the command is given again."
+    train = _command(commands, "train", _train, "train a sparse network by a recipe with a budget", more)
+    train.add_argument("--recipe", required=True, help="a .json file, or lenet-300-100, lenet-5, cifar-small")
+    train.add_argument(
+        "--data",
+        required=True,
+        help="'digits', 'mnist' or an .npz file, as for `sensprune demo`; images as the network",
+    )
+    train.add_argument("--output", required=True, help="folder for the results")
+    train.add_argument("--overwrite", action="store_true", help="replace results that exist in the folder")
+    _add_json(train)
 
 
 def _add_report(commands: Any) -> None:
@@ -132,6 +150,16 @@ def _demo(options: Any) -> int:
         say=lambda text: print(text, flush=True),
     )
     return 0
+
+
+def _train(options: Any) -> int:
+    from keras_sensprune import recipe_run
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    record = recipe_run.train_recipe(options.recipe, options.data, options.output, overwrite=options.overwrite, say=say)
+    return _show(record, options.json)
 
 
 def _report(options: Any) -> int:

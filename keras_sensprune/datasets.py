@@ -13,8 +13,9 @@ from keras_sensprune.errors import DataError, MissingPackageError, argument_erro
 
 DATA_VARIABLE = "KERAS_SENSPRUNE_DATA"
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
-_EXPECTED = (
-    "Expected an .npz file with the keys of Keras's MNIST: x_train, x_test of shape (n, 28, 28), "
+GRAY = (28, 28)  # the shape of an image of MNIST
+_EXPECTED_OF = (
+    "Expected an .npz file with the keys of Keras's MNIST: x_train, x_test of shape {shape}, "
     "integers 0..255 or floats 0..1, and y_train, y_test of shape (n,), integers 0..9."
 )
 
@@ -25,7 +26,7 @@ class Dataset:
 
     Attributes:
         name: what was loaded.
-        x_train, x_validation, x_test: images, float32 in [0, 1], shape (n, 28, 28).
+        x_train, x_validation, x_test: images, float32 in [0, 1], shape (n, 28, 28) if no other was asked for.
         y_train, y_validation, y_test: labels, int32 in 0..9, shape (n,).
     """
 
@@ -38,7 +39,9 @@ class Dataset:
     y_test: np.ndarray
 
 
-def load_dataset(source: str | os.PathLike[str], *, validation: int | None = None, seed: int = 0) -> Dataset:
+def load_dataset(
+    source: str | os.PathLike[str], *, validation: int | None = None, seed: int = 0, shape: tuple[int, ...] = GRAY
+) -> Dataset:
     """Loads a data set and cuts it into training, validation and test examples.
 
     Args:
@@ -50,6 +53,7 @@ def load_dataset(source: str | os.PathLike[str], *, validation: int | None = Non
             never more than a tenth.
             "digits" draws as many of each class as can be; otherwise it is the last ones of the training examples.
         seed: what "digits" draws validation examples and the order of training examples with.
+        shape: of one image; "digits" and "mnist" have (28, 28).
 
     Returns:
         A `Dataset`; its three parts share no example.
@@ -64,12 +68,14 @@ def load_dataset(source: str | os.PathLike[str], *, validation: int | None = Non
         >>> data.x_train.shape, data.x_validation.shape, data.x_test.shape
         ((3900, 28, 28), (100, 28, 28), (1000, 28, 28))
     """
+    if source in ("digits", "mnist") and shape != GRAY:
+        raise argument_error("source", f"the path of an .npz file with images of shape {shape}", source)
     if source == "digits":
         return _digits(500 if validation is None else validation, seed)
     if source == "mnist":
         arrays, name = _mnist_arrays(), "mnist"
     elif str(source).endswith(".npz"):
-        arrays, name = read_npz(source), Path(source).stem
+        arrays, name = read_npz(source, shape), Path(source).stem
     else:
         raise argument_error("source", "'digits', 'mnist' or the path of an .npz file", source)
     x, y, x_test, y_test = (arrays[key] for key in _KEYS)
@@ -77,16 +83,22 @@ def load_dataset(source: str | os.PathLike[str], *, validation: int | None = Non
     return Dataset(name, x[:kept], y[:kept], x[kept:], y[kept:], x_test, y_test)
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    """Labels 0..9 as float32 rows with a single 1."""
+    return np.eye(10, dtype=np.float32)[labels]
+
+
+def read_npz(path: str | os.PathLike[str], shape: tuple[int, ...] = GRAY) -> dict[str, np.ndarray]:
     """Reads images and labels from a file that may be damaged or hostile.
 
     Nothing is unpickled, and every size that the file claims is checked before memory is taken for it.
 
     Args:
         path: an .npz file with the arrays x_train, y_train, x_test, y_test; others in it are not touched.
+        shape: of one image.
 
     Returns:
-        These four arrays: images float32 in [0, 1] of shape (n, 28, 28), labels int32 of shape (n,).
+        These four arrays: images float32 in [0, 1] of shape (n, *shape), labels int32 of shape (n,).
 
     Raises:
         DataError: if the file or one of the arrays cannot be used; the message says which and why.
@@ -101,27 +113,31 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raw = arrays_of_npz(path, _KEYS)
     except DataError as error:
         missing = not Path(path).is_file()
-        raise (error if missing else DataError(f"{error} {_EXPECTED}")) from None
-    return _checked(str(path), raw)
+        raise (error if missing else DataError(f"{error} {_expected(shape)}")) from None
+    return _checked(str(path), raw, shape)
 
 
-def _checked(name: str, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _expected(shape: tuple[int, ...]) -> str:
+    return _EXPECTED_OF.format(shape=f"(n, {', '.join(map(str, shape))})")
+
+
+def _checked(name: str, raw: dict[str, np.ndarray], shape: tuple[int, ...] = GRAY) -> dict[str, np.ndarray]:
     """The arrays as float32 images and int32 labels; DataError if they are no images and labels."""
     found: dict[str, np.ndarray] = {}
     for images, labels in (("x_train", "y_train"), ("x_test", "y_test")):
         x, y = raw[images], raw[labels]
-        problem = _problem(images, x, labels, y)
+        problem = _problem(images, x, labels, y, shape)
         if problem:
-            raise DataError(f"{name}: {problem}. {_EXPECTED}")
+            raise DataError(f"{name}: {problem}. {_expected(shape)}")
         scale = 255.0 if x.dtype.kind in "ui" else 1.0
         found[images] = np.ascontiguousarray(x, np.float32) / np.float32(scale)
         found[labels] = np.ascontiguousarray(y, np.int32)
     return found
 
 
-def _problem(images: str, x: np.ndarray, labels: str, y: np.ndarray) -> str:
+def _problem(images: str, x: np.ndarray, labels: str, y: np.ndarray, shape: tuple[int, ...]) -> str:
     """What is wrong with a pair of arrays, or the empty string."""
-    if x.ndim != 3 or x.shape[1:] != (28, 28):
+    if x.shape[1:] != shape:
         return f"{images} has shape {x.shape}"
     if y.ndim != 1 or y.dtype.kind not in "ui":
         return f"{labels} has shape {y.shape} and dtype {y.dtype}"

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 
 from keras_sensprune.census import sparsity_report
-from keras_sensprune.datasets import Dataset, load_dataset
-from keras_sensprune.errors import ArgumentError, argument_error
+from keras_sensprune.datasets import Dataset, load_dataset, one_hot
+from keras_sensprune.errors import argument_error
 from keras_sensprune.export.tflite import export_tflite
 from keras_sensprune.formulas.counting import magnitude_histogram
 from keras_sensprune.formulas.sensitivity import Sensitivity
-from keras_sensprune.networks import build_network
+from keras_sensprune.networks import build_network, compile_network
 from keras_sensprune.records import HISTOGRAM_EDGES, DemoRecord, Recipe, RunRecord, to_json
 from keras_sensprune.reports.figure import check_matplotlib
 from keras_sensprune.reports.plot import plot_input_pixels, plot_report
 from keras_sensprune.reports.summary import demo_text
 from keras_sensprune.reports.table import report_text
+from keras_sensprune.results_folder import prepare_folder, publish
 from keras_sensprune.training.batch import weight_sensitivities
 from keras_sensprune.training.callback import PruneAtEpochEnd
 from keras_sensprune.training.regularizer import SensitivityRegularizer
@@ -146,7 +147,7 @@ def train_dense(recipe: Recipe, data: Dataset, say: Say) -> DensePhase:
     schedule = _cosine(recipe.learning_rate, recipe.dense_epochs * steps)
     history = _fit(model, recipe, data, recipe.dense_epochs, schedule, "dense", say)
     add_regularizer(model, SensitivityRegularizer(0.0))
-    found = weight_sensitivities(model, data.x_validation, _one_hot(data.y_validation))
+    found = weight_sensitivities(model, data.x_validation, one_hot(data.y_validation))
     return DensePhase(
         weights=model.get_weights(),
         validation_error=_error(model, data.x_validation, data.y_validation),
@@ -169,8 +170,7 @@ def _fit(
     """One phase, with the pruning callback if there is one."""
     import keras
 
-    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
-    model.compile(keras.optimizers.SGD(learning_rate), loss, metrics=["accuracy"])
+    compile_network(model, learning_rate, recipe.label_smoothing)
     callbacks: list[Any] = [] if prune is None else [prune]
     begun = time.perf_counter()
 
@@ -184,10 +184,10 @@ def _fit(
     callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=progress))
     history = model.fit(
         data.x_train,
-        _one_hot(data.y_train),
+        one_hot(data.y_train),
         batch_size=recipe.batch_size,
         epochs=epochs,
-        validation_data=(data.x_validation, _one_hot(data.y_validation)),
+        validation_data=(data.x_validation, one_hot(data.y_validation)),
         validation_batch_size=1000,
         verbose=0,
         callbacks=callbacks,
@@ -202,13 +202,9 @@ def _cosine(learning_rate: float, steps: int) -> Any:
     return keras.optimizers.schedules.CosineDecay(learning_rate, steps, alpha=0.01)
 
 
-def _one_hot(labels: Any) -> Any:
-    return np.eye(10, dtype="float32")[labels]
-
-
 def _error(model: Any, x: Any, y: Any) -> float:
     """Percent of wrong answers."""
-    accuracy = model.evaluate(x, _one_hot(y), batch_size=1000, verbose=0, return_dict=True)["accuracy"]
+    accuracy = model.evaluate(x, one_hot(y), batch_size=1000, verbose=0, return_dict=True)["accuracy"]
     return round(100.0 * (1.0 - accuracy), 4)
 
 
@@ -246,7 +242,8 @@ def demo(
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise argument_error("seed", "an integer from 0 to 4294967295", seed)
-    prepare_folder(output, overwrite)
+    check_matplotlib()
+    prepare_folder(output, overwrite, OUTPUTS)
     data = load_dataset(source, seed=seed)
     recipe = dataclasses.replace(default_recipe(network, len(data.x_train)), seed=seed)
     if quick:
@@ -265,44 +262,7 @@ def demo(
         plot_report(run.report, place["report.png"])
         if run.pixels:
             plot_input_pixels(run.pixels, place["pixels.png"])
-        written = _publish(folder, output)
+        written = publish(folder, output, OUTPUTS)
     say("\n" + report_text(run.report) + "\n\n" + demo_text(record))
     say(f"\nWritten to {output}: {', '.join(written)}")
     return record
-
-
-def _publish(folder: str, output: str) -> list[str]:
-    """Moves finished results into the output folder; a result of an earlier run that this one lacks is removed."""
-    written = [name for name in OUTPUTS if os.path.exists(os.path.join(folder, name))]
-    for name in OUTPUTS:
-        target = os.path.join(output, name)
-        if name in written:
-            os.replace(os.path.join(folder, name), target)
-        elif os.path.exists(target):
-            os.remove(target)
-    return written
-
-
-def prepare_folder(output: str, overwrite: bool) -> None:
-    """Makes the output folder and checks that results can be written, before any training.
-
-    Raises:
-        ArgumentError: if it cannot be made or written to, or holds results that may not be replaced.
-        MissingPackageError: if the pictures could not be drawn.
-    """
-    check_matplotlib()
-    try:
-        os.makedirs(output, exist_ok=True)
-        probe = os.path.join(output, f".write-test-{os.getpid()}")
-        with open(probe, "x"):
-            pass
-        os.remove(probe)
-    except OSError as error:
-        raise argument_error(
-            "output", "a folder that can be written to", output, f"The system says: {error}."
-        ) from None
-    there = [name for name in OUTPUTS if os.path.exists(os.path.join(output, name))]
-    if there and not overwrite:
-        raise ArgumentError(
-            f"Folder {output!r} already holds {', '.join(there)}. Choose another `--output`, or pass `--overwrite`."
-        )

@@ -54,8 +54,8 @@ def problem(path) -> str:
         read_npz(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
-    assert text.endswith(" " + datasets._EXPECTED)
-    return text[len(f"{path}: ") : -len(" " + datasets._EXPECTED)]
+    assert text.endswith(" " + datasets._expected(datasets.GRAY))
+    return text[len(f"{path}: ") : -len(" " + datasets._expected(datasets.GRAY))]
 
 
 @pytest.fixture(scope="module")

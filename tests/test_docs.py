@@ -124,3 +124,10 @@ def test_pages_made_from_results_are_fresh(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     maker = importlib.import_module(f"make_{name}_page")
     assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == maker.page()
+
+
+def test_the_table_of_budgets_is_fresh(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = importlib.import_module("sparsify")
+    text = (DOCS / "sparsify.md").read_text(encoding="utf-8")
+    assert script.page(text) == text, "Repair it with: python benchmarks/sparsify.py --page"

@@ -90,7 +90,8 @@ def test_the_wheel_builds_installs_and_works_from_another_folder(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,) = wheels.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "keras_sensprune").rglob("*.py")}
+    package = ROOT / "keras_sensprune"
+    sources = {str(p.relative_to(ROOT)) for p in (*package.rglob("*.py"), *package.glob("recipes/*.json"))}
     assert sources <= set(names)
     assert not [n for n in names if n.startswith(("tests", "docs", "benchmarks"))]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target)]

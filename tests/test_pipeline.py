@@ -14,6 +14,7 @@ from keras_sensprune.cli import main
 from keras_sensprune.errors import ArgumentError
 from keras_sensprune.networks import build_network
 from keras_sensprune.records import DemoRecord, from_json, to_json
+from keras_sensprune.results_folder import publish
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,7 +107,7 @@ def test_a_picture_of_an_earlier_run_does_not_stay(tmp_path):
     (output / "report.json").write_text("old")
     (output / "pixels.png").write_text("old")
     (output / "notes.txt").write_text("the user's own")
-    assert pipeline._publish(str(finished), str(output)) == ["report.json"]
+    assert publish(str(finished), str(output), pipeline.OUTPUTS) == ["report.json"]
     assert sorted(os.listdir(output)) == ["notes.txt", "report.json"]
     assert (output / "report.json").read_text() == "new"
 
@@ -158,7 +159,7 @@ def test_the_demo_keeps_its_promise(tmp_path):
 @pytest.mark.slow
 def test_the_snippet_of_the_readme_runs_and_compresses(mnist_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    snippet, further = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    shortest, snippet, further = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     with np.load(mnist_path) as file:
         x = file["x_train"].reshape(-1, 784).astype("float32") / 255
         names = {"x": x, "y": file["y_train"].astype("int32")}
@@ -172,3 +173,7 @@ def test_the_snippet_of_the_readme_runs_and_compresses(mnist_path, tmp_path, mon
     exec(compile(further, "README.md", "exec"), names)
     assert names["record"].parameters_after <= names["record"].parameters_before
     assert (tmp_path / "int8.tflite").stat().st_size < (tmp_path / "small.tflite").stat().st_size
+    (tmp_path / "model.tflite").unlink()
+    exec(compile(shortest.replace("minutes=10", "minutes=1"), "README.md", "exec"), names)
+    assert names["result"].error <= names["result"].dense_error + 0.5
+    assert names["result"].compression > report.compression  # it goes on from the sparse network

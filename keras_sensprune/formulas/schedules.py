@@ -26,6 +26,28 @@ def _moment_argument(name: str, value: object) -> int | float:
     return number
 
 
+def half_cosine(progress: float, last: float = 0.0) -> float:
+    r"""A factor that falls from 1 along a half cosine.
+
+    $$f(p) = \ell + (1 - \ell)\,\tfrac12 (1 + \cos \pi p)$$ with $p$ the progress and $\ell$ the last value.
+
+    Args:
+        progress: $p$, a fraction of the way; it is clipped to [0, 1].
+        last: $\ell$, the factor at the end.
+
+    Returns:
+        A number between `last` and 1.
+
+    Example:
+        >>> from keras_sensprune.formulas.schedules import half_cosine
+        >>> [round(half_cosine(p, 0.01), 3) for p in (0.0, 0.5, 1.0, 2.0)]
+        [1.0, 0.505, 0.01, 0.01]
+
+    Reference: Loshchilov and Hutter, "SGDR", 2017.
+    """
+    return last + (1.0 - last) * (1.0 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Course:
     r"""How a quantity goes from one value to another between two moments of a training.
@@ -140,7 +162,7 @@ class SparsitySchedule:
 
 _REMAINING = {
     "polynomial": lambda p: (1.0 - p) ** 3,
-    "cosine": lambda p: (1.0 + math.cos(math.pi * p)) / 2.0,
+    "cosine": half_cosine,
     "linear": lambda p: 1.0 - p,
     "constant": lambda p: 0.0,
 }

@@ -11,6 +11,7 @@ from keras_sensprune.records.inspection import (
     TfliteRecord,
 )
 from keras_sensprune.records.latency import FileTiming, LatencyRecord, ThreadLatency
+from keras_sensprune.records.planning import Budget, PhaseRecord, SparsifyRecipe, SparsifyRecord, TrainRecord
 from keras_sensprune.records.sparsity import HISTOGRAM_EDGES, LayerRecord, SparsityReport
 from keras_sensprune.records.training import DemoRecord, PruneRecord, Recipe, RunRecord
 from keras_sensprune.records.zeros import KeptZerosRecord
@@ -18,6 +19,7 @@ from keras_sensprune.records.zeros import KeptZerosRecord
 __all__ = [
     "HISTOGRAM_EDGES",
     "RECORD_TYPES",
+    "Budget",
     "CandidateRecord",
     "CompactedLayer",
     "CompactionRecord",
@@ -31,14 +33,18 @@ __all__ = [
     "LayerRecord",
     "ObstacleRecord",
     "OperatorCount",
+    "PhaseRecord",
     "PruneRecord",
     "Recipe",
     "RunRecord",
     "SparseInferenceRecord",
+    "SparsifyRecipe",
+    "SparsifyRecord",
     "SparsityReport",
     "TensorRecord",
     "TfliteRecord",
     "ThreadLatency",
+    "TrainRecord",
     "from_dict",
     "from_json",
     "to_dict",

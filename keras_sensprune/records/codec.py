@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, TypeVar, dataclass_transform
 
-from keras_sensprune.errors import DataError
+from keras_sensprune.errors import ArgumentError, DataError
 
 RECORD_TYPES: dict[str, type] = {}
 _T = TypeVar("_T")
@@ -55,6 +55,8 @@ def from_dict(value: Any) -> Any:
         made = kind(**fields)
     except TypeError as error:
         raise DataError(f"A record of type {name!r} has wrong fields: {_cut(str(error))}.") from None
+    except ArgumentError as error:
+        raise DataError(f"A record of type {name!r} has a value that is not allowed. {error}") from None
     for field, hint in typing.get_type_hints(kind).items():
         if not _fits(getattr(made, field), hint):
             wanted, got = getattr(hint, "__name__", hint), _cut(repr(getattr(made, field)))

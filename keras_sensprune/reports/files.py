@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from keras_sensprune.errors import argument_error
-from keras_sensprune.records import CompactionRecord, ExportRecord, SparsityReport
+from keras_sensprune.records import CompactionRecord, ExportRecord, SparsifyRecord, SparsityReport, TrainRecord
 from keras_sensprune.records.inspection import SparseInferenceRecord, TfliteRecord
 from keras_sensprune.records.latency import LatencyRecord
+from keras_sensprune.reports.phases import sparsify_text, train_text
 from keras_sensprune.reports.table import report_text
 
 
@@ -16,8 +17,8 @@ def record_text(record: Any) -> str:
     """Any record of a model or file as text.
 
     Args:
-        record: a `SparsityReport`, `TfliteRecord`, `ExportRecord`, `CompactionRecord`, `LatencyRecord` or
-            `SparseInferenceRecord`, also one read from JSON.
+        record: a `SparsityReport`, `TfliteRecord`, `ExportRecord`, `CompactionRecord`, `LatencyRecord`,
+            `SparseInferenceRecord`, `SparsifyRecord` or `TrainRecord`, also one read from JSON.
 
     Returns:
         Lines without a trailing newline.
@@ -130,6 +131,8 @@ _TEXTS: dict[type, Callable[[Any], str]] = {
     CompactionRecord: _compaction,
     LatencyRecord: _latency,
     SparseInferenceRecord: _sparse_inference,
+    SparsifyRecord: sparsify_text,
+    TrainRecord: train_text,
 }
 
 

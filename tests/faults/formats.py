@@ -247,6 +247,58 @@ def damaged_sidecar(data: bytes, other: bytes, rng: np.random.Generator) -> byte
     return resealed(mutations.damaged_archive(data, other, rng))
 
 
+@functools.cache
+def sparsified() -> Any:
+    """A small model, and the settings of a run on it."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]), {
+        "steps": 2,
+        "keep": 0.5,
+    }
+
+
+def progress_files() -> list[bytes]:
+    """The state after the dense phase, and after two rounds."""
+    from keras_sensprune.planning.progress import Progress, ProgressFile
+    from keras_sensprune.records import PhaseRecord
+
+    model, settings = sparsified()
+    dense = PhaseRecord("dense", 2, 1.0, 5.0, 18, 18, True)
+    rounds = [PhaseRecord(f"round {n}", 1, 1.0, 5.0 + n, 18 // 2**n, 18, n == 1) for n in (1, 2)]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = ProgressFile(folder, settings)
+        for phases in ((dense,), (dense, *rounds)):
+            file.save(Progress(phases, model.get_weights()))
+            found.append(pathlib.Path(file.path).read_bytes())
+    return found
+
+
+def open_progress(path: str) -> Any:
+    from keras_sensprune.planning.progress import ProgressFile
+
+    model, settings = sparsified()
+    file = ProgressFile(pathlib.Path(path).parent, settings)
+    file.path = path
+    return file.load(model)
+
+
+def recipes() -> list[bytes]:
+    """The recipes that are shipped."""
+    from keras_sensprune import recipes as shipped
+
+    folder = pathlib.Path(shipped.__file__).parent
+    return [(folder / f"{name}.json").read_bytes() for name in shipped.recipe_names()]
+
+
+def open_recipe(path: str) -> Any:
+    from keras_sensprune.recipes import load_recipe
+
+    return load_recipe(path)
+
+
 def resealed(data: bytes) -> bytes:
     """A zip archive with the comment of a sealed file: the digest of what comes before. No archive is left as it is."""
     buffer = io.BytesIO(data)
@@ -265,6 +317,8 @@ def with_digest(content: bytes) -> bytes:
 
 FORMATS = {
     "state": Format(".state", sidecars, open_sidecar, damaged_sidecar),
+    "progress": Format(".state", progress_files, open_progress, damaged_sidecar),
+    "recipe": Format(".json", recipes, open_recipe, mutations.damaged_json),
     "npz": Format(".npz", images, open_npz, mutations.damaged_archive),
     "examples-npy": Format(".npy", examples, open_examples),
     "examples-npz": Format(".npz", archives_of_examples, open_examples, mutations.damaged_archive),

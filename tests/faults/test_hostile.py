@@ -26,6 +26,7 @@ from tests.faults.mutations import archived, members
 # Each takes milliseconds (a start of a child for .keras); on a busy machine a hundred times that.
 SECONDS_FOR_ALL = 60
 COUNTS = {"state": 100, "npz": 60, "examples-npy": 60, "examples-npz": 60, "json": 100, "tflite": 60, "keras": 5}
+COUNTS |= {"progress": 60, "recipe": 60}
 
 
 @pytest.mark.filterwarnings("ignore")  # NumPy and Keras warn of some of the damage before they refuse

@@ -1,0 +1,131 @@
+"""The file with which `sparsify` goes on after it was killed: the phases that are done, and the last good weights.
+
+One sealed file (see `keras_sensprune.archive`), so that weights and record always belong together: a header with the
+settings of the run and its phases, and the arrays `0`, `1`, ... of `model.weights`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_sensprune.archive import array_of, open_sealed, partial_path, reading, write_sealed
+from keras_sensprune.errors import DataError, argument_error
+from keras_sensprune.records import from_dict, to_dict
+from keras_sensprune.records.planning import PhaseRecord
+
+DENSE = "dense"  # name of the first phase
+FILE = "sparsify.state"
+FORMAT = 1
+_KIND = "the state of a sparsify run"
+_REMEDY = "Put back an intact file of this run; or delete it to begin anew, or choose another folder."
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Progress:
+    """A run between two phases.
+
+    Attributes:
+        phases: those that are done.
+        weights: the last good ones, in the order of `model.weights`.
+    """
+
+    phases: tuple[PhaseRecord, ...]
+    weights: list[np.ndarray]
+
+
+class ProgressFile:
+    """The file of one run.
+
+    Args:
+        folder: it is made if it does not exist.
+        settings: everything that a run which goes on must have in common with the one that was killed; plain JSON.
+
+    Raises:
+        ArgumentError: if no file can be made in the folder.
+    """
+
+    def __init__(self, folder: Any, settings: Mapping[str, Any]):
+        allowed = "the path of a folder that can be written to"
+        try:
+            self.path = os.path.join(os.fsdecode(folder), FILE)
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            with open(partial_path(self.path), "wb"):
+                pass
+            os.remove(partial_path(self.path))
+        except (OSError, TypeError, ValueError) as error:
+            raise argument_error("folder", allowed, folder, f"The system says: {error}.") from None
+        self.settings = settings
+
+    def load(self, model: Any) -> Progress | None:
+        """What an earlier call with the same settings has left; None if there is nothing.
+
+        Args:
+            model: the model, which is not changed.
+
+        Raises:
+            DataError: if the file is damaged, of another model or of a run with other settings.
+        """
+        if not os.path.lexists(self.path):
+            return None
+        with reading(self.path, _KIND, _REMEDY), open_sealed(self.path) as (header, archive):
+            phases = self._checked(header)
+            weights = []
+            for number, variable in enumerate(model.weights):
+                expected = (tuple(variable.shape), np.dtype(variable.dtype))
+
+                def unexpected(*found: Any, expected: Any = expected) -> str | None:
+                    return None if found == expected else f"is {found[1]} {found[0]}, not {expected[1]} {expected[0]}"
+
+                weights.append(array_of(archive, str(number), unexpected))
+        return Progress(phases, weights)
+
+    def save(self, progress: Progress) -> None:
+        """Replaces the file as a whole.
+
+        Raises:
+            DataError: if the disk does not take it; the file is as it was.
+        """
+        header = {"format": FORMAT, "settings": self.settings, "phases": to_dict(progress.phases)}
+        try:
+            write_sealed(self.path, header, {str(n): array for n, array in enumerate(progress.weights)})
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: the state could not be written ({type(error).__name__}: {error}); the file is as it was "
+                "before. Make room, and start the same run again: it goes on from there."
+            ) from None
+
+    def _checked(self, header: Any) -> tuple[PhaseRecord, ...]:
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise DataError(f"its header is not one of format {FORMAT}, which this version of keras_sensprune writes.")
+        found = header.get("settings")
+        if not isinstance(found, dict):
+            raise DataError("`settings` in its header is malformed.")
+        for name, ours in self.settings.items():
+            if found.get(name) != ours:
+                raise DataError(f"it was made with {name} {_cut(found.get(name))}, but this run has {_cut(ours)}.")
+        phases = from_dict(header.get("phases"))
+        if not isinstance(phases, tuple) or not phases or not all(map(_well_formed, phases)):
+            raise DataError("`phases` in its header is malformed.")
+        if phases[0].name != DENSE or not phases[0].accepted:
+            raise DataError("`phases` in its header does not begin with a dense one.")
+        return phases
+
+
+def _well_formed(phase: Any) -> bool:
+    return (
+        isinstance(phase, PhaseRecord)
+        and 0 < phase.nonzero <= phase.total
+        and phase.epochs >= (0 if phase.name == DENSE else 1)
+        and 0 <= phase.seconds < math.inf
+    )
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,239 @@
+"""The phases of one `sparsify`, one after the other: dense, rounds, fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from keras_sensprune.formulas.schedules import SparsitySchedule
+from keras_sensprune.formulas.sensitivity import Sensitivity
+from keras_sensprune.planning.phases import NeedsTwoEpochs, Trainer
+from keras_sensprune.planning.progress import DENSE, Progress, ProgressFile
+from keras_sensprune.planning.rounds import REACHED, Course, Round, Step, is_good, next_step
+from keras_sensprune.planning.target import SizeOf, weights_to_keep
+from keras_sensprune.records.planning import Budget, PhaseRecord
+from keras_sensprune.training.callback import PruneAtEpochEnd
+from keras_sensprune.training.rules import SparsityTarget
+
+FINE = "fine-tune"
+DENSE_SHARE = 0.25  # of the minutes: the dense phase takes no more
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a user may choose about the phases.
+
+    Attributes:
+        dense_epochs, round_epochs, fine_epochs: most epochs of the dense phase, of a round, of the fine-tuning.
+        keep: share of the weights that a round leaves.
+        sensitivity: of the rounds.
+    """
+
+    dense_epochs: int
+    round_epochs: int
+    fine_epochs: int
+    keep: float
+    sensitivity: Sensitivity
+
+
+class Run:
+    """One run on one model.
+
+    Args:
+        trainer: trains a phase.
+        budget: what is asked for.
+        plan: the settings of the phases.
+        size_of: counts the bytes of the file.
+        file: keeps the progress, or None.
+        say: receives one line per phase, or None.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        budget: Budget,
+        plan: Plan,
+        *,
+        size_of: SizeOf | None,
+        file: ProgressFile | None,
+        say: Callable[[str], None] | None,
+    ):
+        self.trainer, self.budget, self.plan = trainer, budget, plan
+        self.size_of, self.file, self.say = size_of, file, say
+        self.model = trainer.model
+        self.seconds = math.inf if budget.minutes is None else 60.0 * budget.minutes
+        self.phases: list[PhaseRecord] = []
+        self.good: list[Any] | None = None
+
+    def go(self) -> tuple[tuple[PhaseRecord, ...], str, tuple[str, ...]]:
+        """Runs all phases that are not done yet; the model then has the last good weights, also after an error.
+
+        Returns:
+            The phases, why there was no further round, and the names of the budgets that were not met.
+        """
+        weights_to_keep(self.model, self.budget, self.size_of, self.plan.sensitivity)  # refuses before training
+        self._resume()
+        try:
+            if not self.phases:
+                self._dense()
+            course, end = self._rounds()
+            if not any(phase.name == FINE for phase in self.phases):
+                self._fine_tune(end)
+        finally:
+            if self.good is not None:
+                self.model.set_weights(self.good)
+        return tuple(self.phases), end.why, self._unmet(course)
+
+    def _resume(self) -> None:
+        before = None if self.file is None else self.file.load(self.model)
+        if before is not None:
+            self.phases, self.good = list(before.phases), before.weights
+            self.model.set_weights(self.good)
+            self._tell(f"going on after {self.phases[-1].name}")
+
+    def _dense(self) -> None:
+        """Trains without shrinkage; zeros that the model has already stay."""
+        if not self.plan.dense_epochs:
+            self._done(self.trainer.measured(DENSE))
+            return
+        extra = self._clock()
+        if self.trainer.nonzero() < self.trainer.total:
+            extra.append(_frozen())
+        seconds = DENSE_SHARE * self.seconds
+        self._done(self.trainer.phase(DENSE, self.plan.dense_epochs, seconds, first=0, extra=extra))
+
+    def _clock(self, trained: int = 0) -> list[Any]:
+        """Looks at the first epoch of a run whose time is limited; `trained` are epochs that are not recorded yet."""
+        trained += self._epochs
+        return [] if self.budget.minutes is None or trained else [NeedsTwoEpochs(self.budget.minutes, self.seconds)]
+
+    def _course(self) -> Course:
+        dense, error = self.phases[0], self.budget.error
+        target, least = weights_to_keep(self.model, self.budget, self.size_of, self.plan.sensitivity)
+        return Course(
+            start=dense.nonzero,
+            least=least,
+            target=target,
+            allowed=math.inf if error is None else round(dense.error + error, 6),
+            seconds=self.seconds - dense.seconds,
+            keep=self.plan.keep,
+            fine_share=self.plan.fine_epochs / self.plan.round_epochs,
+        )
+
+    def _rounds(self) -> tuple[Course, Step]:
+        """All rounds; what was asked for, and the end."""
+        course = self._course()
+        while True:
+            rounds = [
+                Round(phase.nonzero, phase.error, phase.epochs, phase.seconds)
+                for phase in self.phases[1:]
+                if phase.name != FINE
+            ]
+            step = next_step(course, rounds)
+            if step.kept is not None:
+                self._round(course, step)
+            elif step.why == REACHED and self._too_large() and self.phases[-1].name != FINE:
+                target, _ = weights_to_keep(self.model, self.budget, self.size_of, self.plan.sensitivity)
+                course = dataclasses.replace(course, target=min(target or 0, self._last_good.nonzero - 1))
+            else:
+                return course, step
+
+    def _round(self, course: Course, step: Step) -> None:
+        """Shrinks and prunes at the full learning rate, then trains what is left while the rate falls."""
+        assert step.kept is not None
+        name, epochs = f"round {len(self.phases)}", self.plan.round_epochs
+        sparsity, begun = 1.0 - step.kept / self.trainer.total, time.perf_counter()
+        shrunk = self._shrink(name, sparsity, step.seconds) if epochs > 1 else 0
+        # Where the time was too short for all shrinking epochs, or there are none, this prunes the rest.
+        rest = SparsityTarget(SparsitySchedule(sparsity, "constant"))
+        prune = PruneAtEpochEnd(rest, Sensitivity("none") if shrunk else self.plan.sensitivity)
+        record = self.trainer.phase(
+            name,
+            epochs - epochs // 2,
+            step.seconds - (time.perf_counter() - begun),
+            first=self._epochs + shrunk,
+            strength=0.0 if shrunk else None,
+            extra=[prune, *self._clock(shrunk)],
+        )
+        good = is_good(course, Round(record.nonzero, record.error))
+        seconds = time.perf_counter() - begun
+        self._done(dataclasses.replace(record, epochs=shrunk + record.epochs, seconds=seconds, accepted=good))
+
+    def _shrink(self, name: str, sparsity: float, seconds: float) -> int:
+        """The first half of a round, and how many epochs it had."""
+        epochs, first = self.plan.round_epochs // 2, self._epochs
+        now = 1.0 - self.trainer.nonzero() / self.trainer.total
+        schedule = SparsitySchedule(sparsity, "linear", initial=now, begin=first, end=first + epochs)
+        return self.trainer.phase(
+            name,
+            epochs,
+            seconds * epochs / self.plan.round_epochs,
+            first=first,
+            strength=None,
+            last=1.0,
+            extra=[PruneAtEpochEnd(SparsityTarget(schedule), self.plan.sensitivity), *self._clock()],
+        ).epochs
+
+    def _fine_tune(self, end: Step) -> None:
+        """Trains what is left with the zeros kept, if anything was pruned and there is time for an epoch."""
+        last = self.phases[-1]
+        if not self.plan.fine_epochs or len(self.phases) == 1 or not self._last_good.name.startswith("round"):
+            return
+        if end.seconds < last.seconds / last.epochs:
+            return
+        epochs = self.plan.fine_epochs
+        record = self.trainer.phase(FINE, epochs, end.seconds, first=self._epochs, extra=[_frozen()])
+        better = record.error <= self._last_good.error and not self._too_large()
+        self._done(dataclasses.replace(record, accepted=better))
+
+    def _done(self, record: PhaseRecord) -> None:
+        """Keeps the weights, or goes back to the last good ones; writes the progress."""
+        if record.accepted:
+            self.good = self.model.get_weights()
+        elif self.good is not None:
+            self.model.set_weights(self.good)
+        self.phases.append(record)
+        if self.file is not None and self.good is not None:
+            self.file.save(Progress(tuple(self.phases), self.good))
+        unit = " %" if self.trainer.monitor.percent else ""
+        self._tell(
+            f"{record.name}: {record.nonzero:,} of {record.total:,} weights ({record.compression:.1f}x), "
+            f"{record.epochs} epochs in {record.seconds:.0f} s, validation error {record.error:.4g}{unit}"
+            + ("" if record.accepted else ", not kept")
+        )
+
+    @property
+    def _last_good(self) -> PhaseRecord:
+        return [phase for phase in self.phases if phase.accepted][-1]
+
+    @property
+    def _epochs(self) -> int:
+        """Epochs of all phases so far."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def _too_large(self) -> bool:
+        """Whether the file of the model as it is now is larger than it may be."""
+        return self.size_of is not None and self.size_of(self.model) > (self.budget.bytes or 0)
+
+    def _unmet(self, course: Course) -> tuple[str, ...]:
+        names = []
+        if self._too_large():
+            names.append("bytes")
+        for name in ("parameters", "sparsity"):
+            if getattr(self.budget, name) is not None and self._last_good.nonzero > (course.target or 0):
+                names.append(name)
+        if sum(phase.seconds for phase in self.phases) > self.seconds:
+            names.append("minutes")
+        return tuple(names)
+
+    def _tell(self, text: str) -> None:
+        if self.say is not None:
+            self.say(text)
+
+
+def _frozen() -> PruneAtEpochEnd:
+    """Keeps today's zeros, and does nothing else."""
+    return PruneAtEpochEnd(0.0, Sensitivity("none"))

@@ -1,0 +1,310 @@
+"""`sparsify` on a small problem: what it does, what it gives back, and how it ends."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sensprune import Budget, PruneAtEpochEnd, SensitivityRegularizer, sparsify, sparsify_text
+from keras_sensprune.errors import ArgumentError, DataError, ModelError, TrainingError
+from keras_sensprune.planning.rounds import ALLOWED, REACHED
+from keras_sensprune.records import from_json, to_json
+from keras_sensprune.training.regularizer import SensitivityRegularizer as Regularizer
+from keras_sensprune.training.session import attached
+
+layers = keras.layers
+EPOCHS = {"dense_epochs": 2, "round_epochs": 1, "fine_epochs": 1, "batch_size": 50, "say": None}
+
+
+def problem(examples=300):
+    """Two classes, separated by the sum of two of twelve inputs."""
+    x = np.random.default_rng(0).normal(size=(examples, 12)).astype("float32")
+    return x, (x[:, 0] + x[:, 1] > 0).astype("int32")
+
+
+def network(regularizer=None, optimizer=None):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((12,)),
+            layers.Dense(10, "relu", kernel_regularizer=regularizer, name="hidden"),
+            layers.Dense(2, name="logits"),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer or keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
+    return model
+
+
+class Diary(keras.callbacks.Callback):
+    """What a user's callback sees; `stop` is called at each epoch's end."""
+
+    def __init__(self, stop=lambda epoch: None):
+        super().__init__()
+        self.epochs, self.rates, self.keys, self.stop = [], [], set(), stop
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(epoch)
+        self.rates.append(float(self.model.optimizer.learning_rate.numpy()))
+        self.keys |= set(logs)
+        self.stop(epoch)
+
+
+def state(model):
+    """Everything of a model but its weights that `sparsify` touches."""
+    return {
+        "on layers": [getattr(layer, "kernel_regularizer", None) for layer in model.layers],
+        "on variables": [variable.regularizer for variable in model.weights],
+        "constraints": [variable.constraint for variable in model.weights],
+        "optimizer": [variable.numpy().tolist() for variable in model.optimizer.variables],
+        "loss": model.loss,
+        "compiled": (model.compiled, id(model.optimizer)),
+        "attached": attached(model),
+        "hooks": [name for name in ("train_step", "compute_loss") if name in vars(model)],
+    }
+
+
+def assert_as_before(model, before):
+    after = state(model)
+    for name, value in before.items():
+        assert after[name] == value, name
+
+
+def zeros(model):
+    return sum(int(np.sum(w == 0)) for w in model.get_weights() if w.ndim == 2)
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """One whole run with a target and everything else by default."""
+    model, diary = network(), Diary()
+    model.optimizer.build(model.trainable_variables)
+    before, said = state(model), []
+    options = {**EPOCHS, "round_epochs": 2, "say": said.append}
+    result = sparsify(model, problem(), Budget(sparsity=0.75), callbacks=[diary], **options)
+    return model, result, diary, before, said
+
+
+def test_the_phases_lead_to_the_exact_sparsity(finished):
+    model, result, _, _, said = finished
+    assert [phase.name for phase in result.phases] == ["dense", "round 1", "round 2", "fine-tune"]
+    assert [phase.nonzero for phase in result.phases] == [140, 70, 35, 35]
+    assert (result.sparsity, result.compression, result.stopped, result.unmet) == (0.75, 4.0, REACHED, ())
+    assert zeros(model) == 105
+    assert len(said) == 4
+    assert said[1].startswith("round 1: 70 of 140 weights (2.0x), 2 epochs in ")
+
+
+def test_the_model_is_as_before_apart_from_its_weights(finished):
+    model, _, _, before, _ = finished
+    assert_as_before(model, before)
+
+
+def test_a_callback_of_the_user_sees_all_epochs_in_order(finished):
+    _, result, diary, _, _ = finished
+    assert diary.epochs == list(range(7))  # 2 + 2 + 2 + 1
+    assert sum(phase.epochs for phase in result.phases) == 7
+    assert {"val_accuracy", "sparsity", "compression"} <= diary.keys
+
+
+def test_the_learning_rate_falls_in_each_phase_and_begins_anew(finished):
+    _, _, diary, _, _ = finished
+    # In a phase of n epochs of 6 steps the last step begins at p = 1 - 1 / (6 n).
+    ends = [0.02 * (0.01 + 0.99 * (1 + math.cos(math.pi * (1 - 1 / (6 * n)))) / 2) for n in (1, 2)]
+    # Two dense epochs; two rounds of one epoch at the full rate and one in which it falls; one of fine-tuning
+    expected = {1: ends[1], 2: 0.02, 3: ends[0], 4: 0.02, 5: ends[0], 6: ends[0]}
+    # float32 of the rate: 2^-24 relative
+    assert {n: diary.rates[n] for n in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_error_is_that_of_the_returned_model_on_the_last_tenth(finished):
+    model, result, _, _, _ = finished
+    x, y = problem()
+    wrong = np.argmax(model.predict(x[270:], verbose=0), axis=1) != y[270:]
+    assert result.error == pytest.approx(100 * np.mean(wrong), abs=1e-3)  # rounded to four decimals
+    assert result.validation == "the last 30 of 300 training examples"
+
+
+def test_the_record_survives_json_and_has_a_table(finished):
+    _, result, _, _, _ = finished
+    assert from_json(to_json(result)) == result
+    text = sparsify_text(result)
+    added = 100 * (result.seconds - result.phases[0].seconds) / result.phases[0].seconds
+    assert f"all that followed added {added:.0f} % of the dense training time" in text
+    assert "75.0 % sparse; validation error" in text
+
+
+def test_the_error_wins_over_a_sparsity():
+    """Regression on all inputs, so that every weight that goes costs something; data as datasets."""
+    x, _ = problem()
+    data = tf.data.Dataset.from_tensor_slices((x, x @ np.linspace(1, 2, 12, dtype="f")[:, None])).batch(50)
+    model = keras.Sequential([keras.Input((12,)), layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    epochs = {"dense_epochs": 8, "round_epochs": 1, "fine_epochs": 0, "say": None}
+    result = sparsify(model, data.take(5), Budget(error=0.01, sparsity=0.9), data.skip(5), **epochs)
+    assert (result.metric, result.percent, result.unmet, result.stopped) == ("loss", False, ("sparsity",), ALLOWED)
+    assert result.error <= result.dense_error + 0.01
+    assert not all(phase.accepted for phase in result.phases)
+    last_good = [phase for phase in result.phases if phase.accepted][-1]
+    assert sum(int(np.count_nonzero(w)) for w in model.get_weights() if w.ndim == 2) == last_good.nonzero
+    assert "not kept" in sparsify_text(result)
+    assert "not met: sparsity" in sparsify_text(result)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_after_an_exception_the_model_is_as_before_with_the_last_good_weights(kind):
+    def stop(epoch):
+        if epoch == 2:  # in the first round; the dense phase had 0 and 1
+            weights.extend(good)
+            raise kind("stop")
+        good[:] = model.get_weights()
+
+    weights, good = [], []
+    mine = SensitivityRegularizer(1e-3)
+    model = network(mine)
+    model.optimizer.build(model.trainable_variables)
+    before = state(model)
+    with pytest.raises(kind):
+        sparsify(model, problem(), Budget(sparsity=0.5), callbacks=[Diary(stop)], **EPOCHS)
+    assert_as_before(model, before)
+    assert model.layers[0].kernel.regularizer is mine
+    for now, then in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(now, then)
+    with pytest.warns(UserWarning, match="without the PruneAtEpochEnd callback"):  # the user's own regularizer is back
+        model.fit(*problem(), verbose=0)
+
+
+def test_a_killed_run_goes_on_and_a_finished_one_returns_at_once(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(epoch):
+        if epoch == 3:  # in the second round
+            raise Killed
+
+    budget, folder = Budget(sparsity=0.75), tmp_path / "run"
+    with pytest.raises(Killed):
+        sparsify(network(), problem(), budget, callbacks=[Diary(kill)], folder=folder, **EPOCHS)
+    assert [path.name for path in folder.iterdir()] == ["sparsify.state"]
+    model, diary, said = network(), Diary(), []
+    result = sparsify(model, problem(), budget, callbacks=[diary], folder=folder, **{**EPOCHS, "say": said.append})
+    assert said[0] == "going on after round 1"
+    assert diary.epochs == [3, 4]  # the second round and the fine-tuning
+    assert [phase.name for phase in result.phases] == ["dense", "round 1", "round 2", "fine-tune"]
+    again, silent = network(), Diary()
+    assert sparsify(again, problem(), budget, callbacks=[silent], folder=folder, **EPOCHS) == result
+    assert silent.epochs == []
+    for one, other in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    _assert_refused(folder, budget)
+
+
+def _assert_refused(folder, budget):
+    """What is not this run's intact file is refused, and left alone."""
+    file = folder / "sparsify.state"
+    content = file.read_bytes()
+    with pytest.raises(DataError) as caught:
+        sparsify(network(), problem(), dataclasses.replace(budget, sparsity=0.8), folder=folder, **EPOCHS)
+    assert str(caught.value).startswith(f"{file}: it was made with budget ")
+    assert "delete it to begin anew" in str(caught.value)
+    other = keras.Sequential([keras.Input((12,)), layers.Dense(2)])
+    other.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    with pytest.raises(DataError, match="it was made with weights"):
+        sparsify(other, problem(), budget, folder=folder, **EPOCHS)
+    for damaged in (content[:-100], content[:50] + b"x" + content[51:], b"", b"foreign"):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError) as caught:
+            sparsify(network(), problem(), budget, folder=folder, **EPOCHS)
+        assert str(file) in str(caught.value)
+        assert file.read_bytes() == damaged
+
+
+def test_minutes_that_do_not_suffice_for_two_epochs_are_refused_after_the_first_one():
+    model, diary = network(), Diary()
+    with pytest.raises(ArgumentError) as caught:
+        sparsify(model, problem(), Budget(sparsity=0.5, minutes=1e-4), callbacks=[diary], **EPOCHS)
+    assert str(caught.value).startswith("Argument `minutes` must be time for a few epochs: one takes ")
+    assert len(diary.epochs) <= 1
+    assert attached(model) is None
+    assert not any(isinstance(v.regularizer, Regularizer) for v in model.weights)
+
+
+def test_a_trained_model_is_only_measured_and_its_zeros_stay():
+    model = network()
+    kernel = model.layers[0].kernel.numpy()
+    kernel[:5] = 0.0
+    model.layers[0].kernel.assign(kernel)
+    result = sparsify(model, problem(), Budget(sparsity=0.6), **{**EPOCHS, "dense_epochs": 0, "fine_epochs": 0})
+    dense, first = result.phases
+    assert (dense.name, dense.epochs, dense.nonzero, first.nonzero) == ("dense", 0, 90, 56)
+    assert result.added is None
+    assert not model.layers[0].kernel.numpy()[:5].any()
+
+
+def test_a_run_that_diverges_says_so():
+    model = network(optimizer=keras.optimizers.SGD(1e30))
+    with pytest.raises(TrainingError, match=r"After the phase 'dense' the validation loss is (nan|inf)"):
+        sparsify(model, problem(), Budget(sparsity=0.5), metric="loss", **EPOCHS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"budget": 0.5}, "Argument `budget` must be a Budget. Received: 0.5."),
+        ({"budget": Budget(bytes=100)}, "Argument `size_of` must be a function model -> bytes if the budget has"),
+        ({"size_of": len}, "Argument `size_of` must be a function model -> bytes if the budget has"),
+        ({"metric": "val_acc"}, "Argument `metric` must be one of "),
+        ({"dense_epochs": -1}, "Argument `dense_epochs` must be an integer of at least 0. Received: -1."),
+        ({"round_epochs": 0}, "Argument `round_epochs` must be an integer of at least 1. Received: 0."),
+        ({"fine_epochs": 1.5}, "Argument `fine_epochs` must be an integer of at least 0. Received: 1.5."),
+        ({"keep": 1.0}, "Argument `keep` must be a fraction above 0 and below 1. Received: 1.0."),
+        ({"batch_size": 0}, "Argument `batch_size` must be an integer of at least 1. Received: 0."),
+        ({"sensitivity": "raw"}, "Argument `sensitivity` must be a Sensitivity or None. Received: 'raw'."),
+        ({"callbacks": [PruneAtEpochEnd()]}, "Argument `callbacks` must be free of PruneAtEpochEnd"),
+        ({"data": 3}, "Argument `data` must be (x, y) or (x, y, sample_weight)"),
+        ({"folder": 3}, "Argument `folder` must be the path of a folder that can be written to. Received: 3."),
+        ({"budget": Budget(sparsity=0.99)}, "Argument `sparsity` must be at most 0.985714 for this model"),
+    ],
+)
+def test_bad_input_is_refused_before_training(changed, message):
+    model = network()
+    weights = model.get_weights()
+    arguments = {"data": problem(), "budget": Budget(error=1.0), **EPOCHS, **changed}
+    with pytest.raises(ArgumentError) as caught:
+        sparsify(model, arguments.pop("data"), arguments.pop("budget"), **arguments)
+    assert str(caught.value).startswith(message)
+    for now, then in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert not any(isinstance(v.regularizer, Regularizer) for v in model.weights)
+
+
+def test_models_that_cannot_be_trained_are_refused():
+    bare = keras.Sequential([keras.Input((12,)), layers.Dense(2)])
+    with pytest.raises(ModelError, match="is not compiled"):
+        sparsify(bare, problem(), Budget(sparsity=0.5))
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    with pytest.raises(ModelError, match="has a learning rate schedule"):
+        sparsify(network(optimizer=keras.optimizers.SGD(schedule)), problem(), Budget(sparsity=0.5))
+    with pytest.raises(ModelError, match="12 parameters that are not pruned"):
+        sparsify(network(), problem(), Budget(parameters=13), **EPOCHS)
+
+
+def test_a_budget_says_what_is_wrong_with_it():
+    cases = [
+        ({}, "A budget needs `error`, `bytes`, `parameters` or `sparsity`: a time alone"),
+        ({"minutes": 5}, "A budget needs `error`, `bytes`, `parameters` or `sparsity`: a time alone"),
+        ({"error": -1}, "Argument `error` must be a finite number of at least 0. Received: -1."),
+        ({"error": math.inf}, "Argument `error` must be a finite number of at least 0. Received: inf."),
+        ({"sparsity": 1.0}, "Argument `sparsity` must be a fraction in [0, 1). Received: 1.0. Percent are divided"),
+        ({"bytes": 0}, "Argument `bytes` must be an integer of at least 1. Received: 0."),
+        ({"parameters": 10.0}, "Argument `parameters` must be an integer of at least 1. Received: 10.0."),
+        ({"error": 1, "minutes": 0}, "Argument `minutes` must be a finite number above 0. Received: 0."),
+        ({"bytes": 10, "sparsity": 0.5}, "A budget has one size. Received: `bytes` and `sparsity`."),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ArgumentError) as caught:
+            Budget(**arguments)
+        assert str(caught.value).startswith(message)
