@@ -1,0 +1,1 @@
+"""From a budget to a sparse network: which settings, in which order, and what each cost."""
