@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "training.targets",
     },
     "tfmot": {"errors", "untouched", "records", "census", "export", "formulas.counting", "training.targets"},
+    "planning": {"errors", "archive", "records", "formulas", "training", "census"},
     "reports": {"errors", "records"},
     "pipeline": {
         "errors",
