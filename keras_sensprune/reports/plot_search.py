@@ -54,6 +54,8 @@ def plot_search(
     finished = [trial for trial in record.trials if not trial.failure]
     front = [record.trials[number] for number in record.front]
     figure = new_figure(7.0, 4.5)
+    from matplotlib.ticker import LogLocator
+
     axes = figure.subplots()
     xs, ys = [trial.compression for trial in finished], [trial.error for trial in finished]
     axes.scatter(xs, ys, color=_TRIAL, s=24, label="trials")
@@ -61,8 +63,9 @@ def plot_search(
     # By rising compression, the error between two trials is that of the right one.
     axes.step(xs, ys, where="pre", color=_FRONT, marker="o", linewidth=1.8, label="Pareto front")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # most searches span less than two decades
     axes.xaxis.set_major_formatter("{x:g}x")
-    axes.xaxis.set_minor_formatter("")
+    axes.minorticks_off()
     axes.set_xlabel(f"times smaller: {record.size} (log scale)")
     axes.set_ylabel("validation error, %" if record.settings.mode == "max" else f"validation {record.settings.metric}")
     axes.legend(frameon=False, fontsize=9)

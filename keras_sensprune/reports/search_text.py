@@ -15,10 +15,8 @@ def cross_validation_text(record: CrossValidationRecord) -> str:
     Returns:
         Lines without a trailing newline.
     """
-    cells = len(record.strengths) * record.folds
-    lines = [
-        f"Cross-validation: {record.folds} folds, {len(record.trainings)} of {cells} trainings done, {_data(record.settings)}"
-    ]
+    done = f"{len(record.trainings)} of {len(record.strengths) * record.folds} trainings done"
+    lines = [f"Cross-validation: {record.folds} folds, {done}, {_data(record.settings)}"]
     if record.results:
         head = ("strength", "threshold", _error(record.settings), "+-", "sparsity, %", "+-", "")
         rows = [_setting(result, record) for result in record.results]
