@@ -58,7 +58,7 @@ class RecordFile:
             with open(self.path, encoding="utf-8") as file:
                 found = from_json(file.read())
             if type(found) is not type(plan):
-                raise DataError(f"it holds no {kind}, but a {type(found).__name__}.")
+                raise DataError(f"it holds no {kind} (type: {type(found).__name__}).")
             changed = _differences(plan, found)
             if changed:
                 raise DataError(f"it belongs to a search with other settings: {'; '.join(changed)}.")
