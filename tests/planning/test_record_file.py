@@ -84,7 +84,7 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("keras_sensprune.planning.record_file.os.fsync", full)
-    with pytest.raises(DataError, match="could not be written .*Make room, and start the same search again"):
+    with pytest.raises(DataError, match=r"could not be written .*Make room, and start the same search again"):
         RecordFile(path).write(DONE)
     assert from_json(path.read_text()) == PLAN
 

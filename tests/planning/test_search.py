@@ -169,7 +169,7 @@ def test_a_trial_that_diverges_is_told_and_the_search_goes_on(pruned_at_once, mo
     assert "failed after" in capsys.readouterr().out
     assert record_text(found).startswith("Search: 4 trials, 2 failed, ")
     monkeypatch.setattr(module, "fit", lambda *arguments: calls.clear() or diverging(*arguments))
-    with pytest.raises(TrainingError, match="All 2 trials failed. The last one: step 3: NaN in the loss"):
+    with pytest.raises(TrainingError, match=r"All 2 trials failed\. The last one: step 3: NaN in the loss"):
         search(build, (X, Y), SPACE, **PLAN, trials=2, verbose=False)
 
 
