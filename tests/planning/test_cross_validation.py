@@ -132,7 +132,7 @@ def test_with_no_strength_left_there_is_no_choice(monkeypatch, tmp_path):
 
     monkeypatch.setattr(cross_validation, "fit", fit)
     arguments = {**PLAN, "metric": "loss", "path": tmp_path / "folds.json", "verbose": False}
-    with pytest.raises(TrainingError, match=r"At every strength a training failed\. The last one: The validation metric"):
+    with pytest.raises(TrainingError, match=r"a training failed\. The last one: The validation metric"):
         cross_validate(build, (X, Y), [1e-3], [0.0], **arguments)
     assert len(from_json((tmp_path / "folds.json").read_text()).trainings) == 2
 
