@@ -17,7 +17,8 @@ def build(strength, learning_rate=0.2):
     hidden = keras.layers.Dense(8, "relu", kernel_regularizer=sparse)
     model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3, kernel_regularizer=sparse)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(learning_rate), loss, metrics=["accuracy"])
+    # A few steps only: tracing every new model would take most of the time.
+    model.compile(keras.optimizers.SGD(learning_rate), loss, metrics=["accuracy"], run_eagerly=True)
     return model
 
 
