@@ -110,7 +110,7 @@ def proposal(record: SearchRecord) -> tuple[float, ...]:
         for trial in record.trials:
             values = dict(zip(bounds, trial.values, strict=True))
             # 1 - (1 - d) need not be d: rounding must not carry a value out of its range
-            drawn = {name: float(np.clip(_drawn(name, value), *bounds[name])) for name, value in values.items()}
+            drawn = {name: sorted((*bounds[name], _drawn(name, value)))[1] for name, value in values.items()}
             study.add_trial(_finished(optuna, trial, drawn, distributions))
         asked = study.ask(distributions).params
     return tuple(_drawn(name, asked[name]) for name in bounds)
