@@ -41,6 +41,13 @@ RECORDS = (
     "SparseInferenceRecord",
     "ObstacleRecord",
     "KeptZerosRecord",
+    "CrossValidationRecord",
+    "SettingRecord",
+    "FoldTraining",
+    "SearchRecord",
+    "SearchTrial",
+    "SearchRange",
+    "FitSettings",
 )
 _LISTS = ("Args", "Attributes", "Raises")
 _HEADING = re.compile(r"(Args|Attributes|Returns|Raises|Example|Reference):(?: (.+))?$")

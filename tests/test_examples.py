@@ -24,6 +24,7 @@ SEVERAL = {
 }
 KERAS = ("pretrained",)
 WORKERS = ("multi_worker",)
+SEARCHES = ("search",)
 
 
 def load(name: str) -> Any:
@@ -59,7 +60,7 @@ def run(
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*TFLITE, *SEVERAL, *KERAS, *WORKERS}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*TFLITE, *SEVERAL, *KERAS, *WORKERS, *SEARCHES}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,20 @@ def test_example_with_keras_file(
     assert [path.name for path in output.iterdir()] == ["model.keras"]
     loaded = keras.models.load_model(output / "model.keras")
     assert isinstance(loaded.get_layer("predictions").kernel.regularizer, SensitivityRegularizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEARCHES)
+def test_example_with_a_search(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna")
+    output = run(name, tmp_path, monkeypatch, capsys)
+    assert {path.name for path in output.iterdir()} == {"search.json", "search.png"}
+    written = (output / "search.json").read_text()
+    load(name).main(quick=True, output=str(output))  # all trials are there: only the choice is trained again
+    assert (output / "search.json").read_text() == written
+    assert "trial 1/" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

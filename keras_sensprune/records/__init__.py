@@ -12,6 +12,15 @@ from keras_sensprune.records.inspection import (
 )
 from keras_sensprune.records.latency import FileTiming, LatencyRecord, ThreadLatency
 from keras_sensprune.records.planning import Budget, PhaseRecord, SparsifyRecipe, SparsifyRecord, TrainRecord
+from keras_sensprune.records.search import (
+    CrossValidationRecord,
+    FitSettings,
+    FoldTraining,
+    SearchRange,
+    SearchRecord,
+    SearchTrial,
+    SettingRecord,
+)
 from keras_sensprune.records.sparsity import HISTOGRAM_EDGES, LayerRecord, SparsityReport
 from keras_sensprune.records.training import DemoRecord, PruneRecord, Recipe, RunRecord
 from keras_sensprune.records.zeros import KeptZerosRecord
@@ -25,9 +34,12 @@ __all__ = [
     "CompactionRecord",
     "CompactionStop",
     "ConstantRecord",
+    "CrossValidationRecord",
     "DemoRecord",
     "ExportRecord",
     "FileTiming",
+    "FitSettings",
+    "FoldTraining",
     "KeptZerosRecord",
     "LatencyRecord",
     "LayerRecord",
@@ -37,6 +49,10 @@ __all__ = [
     "PruneRecord",
     "Recipe",
     "RunRecord",
+    "SearchRange",
+    "SearchRecord",
+    "SearchTrial",
+    "SettingRecord",
     "SparseInferenceRecord",
     "SparsifyRecipe",
     "SparsifyRecord",

@@ -1,24 +1,35 @@
-"""Records of files -> text for a terminal: what a `.tflite` file holds, what was exported, compacted, measured."""
+"""Records -> text for a terminal: what a `.tflite` file holds, what was exported, compacted, measured, searched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from keras_sensprune.errors import argument_error
-from keras_sensprune.records import CompactionRecord, ExportRecord, SparsifyRecord, SparsityReport, TrainRecord
+from keras_sensprune.records import (
+    CompactionRecord,
+    CrossValidationRecord,
+    ExportRecord,
+    SearchRecord,
+    SparsifyRecord,
+    SparsityReport,
+    TrainRecord,
+)
 from keras_sensprune.records.inspection import SparseInferenceRecord, TfliteRecord
 from keras_sensprune.records.latency import LatencyRecord
+from keras_sensprune.reports.columns import aligned
 from keras_sensprune.reports.phases import sparsify_text, train_text
+from keras_sensprune.reports.search_text import cross_validation_text, search_text
 from keras_sensprune.reports.table import report_text
 
 
 def record_text(record: Any) -> str:
-    """Any record of a model or file as text.
+    """Any record of a model, a file or a search as text.
 
     Args:
         record: a `SparsityReport`, `TfliteRecord`, `ExportRecord`, `CompactionRecord`, `LatencyRecord`,
-            `SparseInferenceRecord`, `SparsifyRecord` or `TrainRecord`, also one read from JSON.
+            `SparseInferenceRecord`, `SparsifyRecord`, `TrainRecord`, `CrossValidationRecord` or `SearchRecord`, also
+            one read from JSON.
 
     Returns:
         Lines without a trailing newline.
@@ -27,6 +38,7 @@ def record_text(record: Any) -> str:
         ArgumentError: for anything else.
 
     Example:
+        >>> from keras_sensprune import record_text
         >>> from keras_sensprune.records import LayerRecord, SparsityReport
         >>> layer = LayerRecord("fc", "Dense", (2, 3), 6, 2, 3, 1, units=3, dead_units=1, regularized=True)
         >>> record_text(SparsityReport("net", (layer,))).splitlines()[0]
@@ -55,7 +67,7 @@ def _tflite(record: TfliteRecord) -> str:
     head = ("constant", "type", "shape", "stored", "zeros", "bytes", "runs")
     operations = ", ".join(f"{o.count} {o.name}" for o in record.operators)
     lines = [f"File: {record.path}, {_size(record.bytes)} ({_size(record.gzip_bytes)} gzipped)", f"Runs: {operations}"]
-    return "\n".join([*lines, *_aligned(head, rows, right=(4, 5)), *(f"warning: {text}" for text in record.warnings)])
+    return "\n".join([*lines, *aligned(head, rows, right=(4, 5)), *(f"warning: {text}" for text in record.warnings)])
 
 
 def _export(record: ExportRecord) -> str:
@@ -68,7 +80,7 @@ def _export(record: ExportRecord) -> str:
         (_cut(t.name), t.dtype, "x".join(map(str, t.shape)), t.encoding, str(t.zeros), str(t.bytes))
         for t in record.tensors
     ]
-    lines += _aligned(("weight", "type", "shape", "stored", "zeros", "bytes"), rows, right=(4, 5))
+    lines += aligned(("weight", "type", "shape", "stored", "zeros", "bytes"), rows, right=(4, 5))
     lines.append(
         f"run in {'; '.join(record.runs)} on {record.examples} examples: largest difference from Keras "
         f"{record.max_difference:.2g} of {record.largest_output:.3g}"
@@ -83,7 +95,7 @@ def _compaction(record: CompactionRecord) -> str:
         (_cut(row.path), row.kind, str(row.units_before), str(row.units_after), str(row.folded))
         for row in record.layers
     ]
-    lines = [f"Model: {record.model}", *_aligned(("layer", "kind", "units", "left", "folded"), rows, right=(2, 3, 4))]
+    lines = [f"Model: {record.model}", *aligned(("layer", "kind", "units", "left", "folded"), rows, right=(2, 3, 4))]
     for name, before, after in (
         ("parameters", record.parameters_before, record.parameters_after),
         ("multiply-adds", record.multiply_adds_before, record.multiply_adds_after),
@@ -114,7 +126,7 @@ def _latency(record: LatencyRecord) -> str:
         )
     )
     last = f"{record.pairs} interleaved pairs of fresh processes, batch {record.batch}, {record.runtime}"
-    return "\n".join([*_aligned(head, rows, right=(1, 2, 4, 5)), f"bytes: {sizes}", last])
+    return "\n".join([*aligned(head, rows, right=(1, 2, 4, 5)), f"bytes: {sizes}", last])
 
 
 def _sparse_inference(record: SparseInferenceRecord) -> str:
@@ -133,20 +145,9 @@ _TEXTS: dict[type, Callable[[Any], str]] = {
     SparseInferenceRecord: _sparse_inference,
     SparsifyRecord: sparsify_text,
     TrainRecord: train_text,
+    CrossValidationRecord: cross_validation_text,
+    SearchRecord: search_text,
 }
-
-
-def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
-    """The rows under their head, in columns; those named in `right` are aligned there."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for row in (head, *rows):
-        cells = [
-            cell.rjust(width) if number in right else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _share(tensor: Any) -> str:
