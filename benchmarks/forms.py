@@ -73,6 +73,13 @@ FIRST = {
     "none": Form("no shrinkage", {"kind": "none"}, 0.0),
 }
 OTHERS = {
+    "score-all-outputs": Form(
+        "score |w| S, all outputs, mean of abs, no shrinkage",
+        {"kind": "unspecific", "scale": "relative", "reduction": "mean_of_abs", "estimator": "exact"},
+        0.0,
+        "sensitivity",
+    ),
+    "score-loss": Form("score |w dL/dw|, no shrinkage", {"kind": "loss", "scale": "relative"}, 0.0, "sensitivity"),
     "l2-score": Form("score |w| S, with L2", AVERAGED, score="sensitivity", decay=True),
     "relevance-score": Form("score |w| S, with relevance", RELEVANCE, score="sensitivity"),
     "relative": Form("relative", AVERAGED),
