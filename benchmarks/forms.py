@@ -136,7 +136,7 @@ class Ranked(Items):
 
     def scores(self) -> np.ndarray:
         size = super().scores()
-        return np.where(np.isneginf(size), size, np.abs(size) * self.sensitivity)
+        return np.where(np.isneginf(size), size, np.abs(self.values[0]).ravel() * self.sensitivity)
 
 
 class SensitivityTarget(SparsityTarget):
