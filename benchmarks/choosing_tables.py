@@ -211,7 +211,7 @@ def missing_words() -> list[str]:
         asked = FORMS if network == "lenet-300-100" else CONFIRMING
         lack = [FORMS[name].words for name in asked if len(forms.get(name, [])) < seeds]
         if lack:
-            words.append(f"- Forms on {NETWORKS[network]}, {seeds} seed{'s' * (seeds > 1)}: {', '.join(lack)}")
+            words.append(f"- Forms on {NETWORKS[network]}, {seeds} seed{'s' * (seeds > 1)}: {'; '.join(lack)}")
         rules = load("generalize", network, RULES, "test")
         lack = [RULE_WORDS[name] for name in RULES if len(rules.get(name, [])) < seeds]
         if lack:
