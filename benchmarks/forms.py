@@ -100,11 +100,11 @@ LEAST_SHARE = 0.1  # of the strength that is left where the budget is spent
 class Curves(Protocol):
     """The stages of a run."""
 
-    compressions: tuple[float, ...] = (10, 20, 40, 80, 160)
+    compressions: tuple[float, ...] = (20, 40, 80, 160)
     sparse_epochs: int = 3
-    fine_epochs: int = 3
+    fine_epochs: int = 2
     every: int = 8  # steps between refreshes: the score needs more of them in so few epochs than the default gives
-    tried: int = 5  # at most so many strengths
+    tried: int = 4  # at most so many strengths
     budget: float = 1.0  # points of validation error above the dense network, for strengths that fall
 
 

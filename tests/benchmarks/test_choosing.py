@@ -25,7 +25,7 @@ def script(monkeypatch):
 # Curves
 
 
-def straight(factor, compressions=(1, 10, 20, 40, 80, 160)):
+def straight(factor, compressions=(1, 20, 40, 80, 160)):
     """A curve on which the error is log2(compression / factor) + 3, reached `factor` times later."""
     return [(c, math.log2(c / factor) + 3) for c in compressions]
 
