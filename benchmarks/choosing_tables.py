@@ -16,6 +16,7 @@ NETWORKS = {"lenet-300-100": "LeNet-300-100", "lenet-5": "LeNet-5", "cifar": "sm
 GOAL = 1.3  # times fewer weights than L2 at equal error
 SEEDS = {"lenet-300-100": 3, "lenet-5": 1}  # that a finished study has
 CONFIRMING = ("l2", "raw", "relevance", "score")  # the forms that are asked of LeNet-5
+CONTROLS = ("l2", "none", "l2-falling")  # forms without a sensitivity
 WITHIN = 1.0  # points above the dense error that the table of surfaces allows
 RULE_WORDS = {"none": "no penalty", "l2": "L2", "raw": "raw, specific", "relevance": "relevance"}
 
@@ -74,20 +75,21 @@ def form_rows(forms: dict[str, list[dict]]) -> list[list[str]]:
     rows = []
     for name, runs in forms.items():
         errors = [spread([run["curve"][n][1] for run in runs]) for n in range(len(runs[0]["curve"]))]
-        found = form_gains(runs, forms.get("l2", [])) if name != "l2" else []
+        found = [form_gains(runs, forms.get(control, [])) if name != control else [] for control in ("l2", "none")]
         strength = f"{runs[0]['strength']:g}" if FORMS[name].begin else ""
-        rows.append([FORMS[name].words, strength, *errors, gain_words(found) if found else "", str(len(runs))])
+        beside = [gain_words(gains) if gains else "" for gains in found]
+        rows.append([FORMS[name].words, strength, *errors, *beside, str(len(runs))])
     return rows
 
 
 def ranked(forms: dict[str, list[dict]]) -> list[tuple[str, list[float]]]:
-    """(form, gains by seed) of all but the control, the best first."""
-    found = [(name, form_gains(runs, forms.get("l2", []))) for name, runs in forms.items() if name != "l2"]
+    """(form, gains over L2 by seed) of all that use a sensitivity, the best first."""
+    found = [(name, form_gains(runs, forms.get("l2", []))) for name, runs in forms.items() if name not in CONTROLS]
     return sorted(((n, g) for n, g in found if g), key=lambda pair: -geometric_mean(pair[1]))
 
 
 def verdict(dense: dict[str, list[dict]], convolutional: dict[str, list[dict]]) -> str:
-    """Whether the goal was met on LeNet-300-100, and whether LeNet-5 confirms it."""
+    """Whether the goal was met on LeNet-300-100, whether LeNet-5 confirms it, and what pruning alone does."""
     order = ranked(dense)
     if not order:
         return "Not measured yet: the study has no row to compare with L2."
@@ -95,12 +97,17 @@ def verdict(dense: dict[str, list[dict]], convolutional: dict[str, list[dict]]) 
     met = [(n, g) for n, g in order if geometric_mean(g) >= GOAL and len(g) >= SEEDS["lenet-300-100"]]
     best, gains = order[0]
     if not met:
-        return (
-            f"**No form keeps {goal}.** The best one on LeNet-300-100 is {FORMS[best].words}: {gain_words(gains)} "
-            f"over {len(gains)} seed{'s' if len(gains) > 1 else ''}. So the default stays what it is, `Sensitivity()` "
-            "with the raw sensitivity of the paper."
+        said = (
+            f"**No form keeps {goal}.** The best of {len(order)} on LeNet-300-100 is {FORMS[best].words}: "
+            f"{gain_words(gains)} over {len(gains)} seed{'s' if len(gains) > 1 else ''}. So the default stays what it "
+            "is, `Sensitivity()` with the raw sensitivity of the paper."
         )
-    confirmed = dict(ranked(convolutional))
+    else:
+        said = met_words(met, dict(ranked(convolutional)), goal)
+    return " ".join([said, *alone_words(dense, best)])
+
+
+def met_words(met: list[tuple[str, list[float]]], confirmed: dict[str, list[float]], goal: str) -> str:
     words = []
     for name, found in met:
         there = confirmed.get(name)
@@ -109,6 +116,19 @@ def verdict(dense: dict[str, list[dict]], convolutional: dict[str, list[dict]]) 
     sure = [name for name, _ in met if geometric_mean(confirmed.get(name, [1.0])) >= GOAL]
     end = "confirmed there" if sure else "not confirmed there, so the default stays `Sensitivity()`"
     return f"**On LeNet-300-100 these keep {goal}: {'; '.join(words)}.** The goal asks LeNet-5 as well: {end}."
+
+
+def alone_words(forms: dict[str, list[dict]], best: str) -> list[str]:
+    """What pruning without any shrinkage reaches, beside L2 and beside the best form."""
+    over_l2 = form_gains(forms.get("none", []), forms.get("l2", []))
+    over_none = form_gains(forms[best], forms.get("none", []))
+    if not over_l2 or not over_none:
+        return []
+    return [
+        f"The same stages without any shrinkage keep {gain_words(over_l2)} times fewer weights than L2, and beside "
+        f"that {FORMS[best].words} keeps {gain_words(over_none)} times fewer: what is gained over L2 is gained by the "
+        "sensitivity only as far as the second number is above 1."
+    ]
 
 
 def search_rows(forms: dict[str, list[dict]]) -> list[list[str]]:

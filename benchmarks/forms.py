@@ -108,7 +108,7 @@ class Curves(Protocol):
     budget: float = 1.0  # points of validation error above the dense network, for strengths that fall
 
 
-PROTOCOLS = {"lenet-300-100": Curves(), "lenet-5": Curves("lenet-5", train=10_000, rate=0.2)}
+PROTOCOLS = {"lenet-300-100": Curves(), "lenet-5": Curves("lenet-5", train=10_000, rate=0.2, tried=2)}
 QUICK = Curves("lenet-300-100", "digits", 256, 200, 200, dense_epochs=1, compressions=(4, 8), tried=1)
 
 

@@ -87,10 +87,11 @@ def form_parts(networks: dict[str, dict[str, list[dict]]]) -> list[str]:
     for network, forms in networks.items():
         stages = [f"{c:g}x" for c in FORM_NETWORKS[network].compressions]
         parts += [f"### {NETWORKS[network]}", "Test error in percent, mean and range over the seeds:"]
-        parts.append(table(["form", "strength", *stages, "fewer weights than L2", "seeds"], form_rows(forms)))
+        head = ["form", "strength", *stages, "fewer weights than L2", "than no shrinkage", "seeds"]
+        parts.append(table(head, form_rows(forms)))
         parts.append(
-            "*Fewer weights than L2*: how many times fewer weights the form keeps at equal error, geometric mean over "
-            f"the errors that L2 has at {' and '.join(stages[1:-1])} and over the seeds, from the curves with the "
+            "*Fewer weights*: how many times fewer weights the form keeps at equal error, geometric mean over the "
+            f"errors that the other has at {' and '.join(stages[1:-1])} and over the seeds, from the curves with the "
             "logarithm of the compression interpolated. An error outside of a curve counts as its nearest one. "
             + form_protocol(network)
         )

@@ -172,8 +172,14 @@ ASKS = ").** The goal asks LeNet-5 as well: "
     [
         ({}, {}, "Not measured yet"),
         ({"l2": runs(1)}, {}, "Not measured yet"),
-        ({"l2": runs(1), "raw": runs(1.1), "score": runs(0.8)}, {}, "raw, specific: 1.10 (1.10 to 1.10) over 3 seeds"),
+        (
+            {"l2": runs(1), "raw": runs(1.1), "score": runs(0.8)},
+            {},
+            "best of 2 on LeNet-300-100 is raw, specific: 1.10 (1.10 to 1.10) over 3 seeds",
+        ),
         ({"l2": runs(1), "raw": runs(1.5, 1)}, {}, "**No form keeps 1.3 times"),  # one seed is not enough
+        ({"l2": runs(1), "none": runs(1.4)}, {}, "Not measured yet"),  # without a sensitivity it is no form of the rule
+        ({"l2": runs(1), "none": runs(1.2), "raw": runs(1.5)}, {}, "raw, specific keeps 1.25 (1.25 to 1.25) times"),
         ({"l2": runs(1), "raw": runs(1.5)}, {}, f"LeNet-5 has not been run{ASKS}not confirmed"),
         ({"l2": runs(1), "raw": runs(1.5)}, {"l2": runs(1, 1), "raw": runs(1.2, 1)}, f"LeNet-5: 1.20{ASKS}not confirm"),
         ({"l2": runs(1), "raw": runs(1.5)}, {"l2": runs(1, 1), "raw": runs(1.4, 1)}, f"LeNet-5: 1.40{ASKS}confirmed"),
@@ -186,7 +192,7 @@ def test_the_verdict_follows_from_the_rows(dense, convolutional, words, script):
 def test_rows_say_what_the_runs_say(script):
     tables = script("choosing_tables")
     forms = {"l2": runs(1), "raw": runs(1.25)}
-    assert tables.form_rows(forms)[1][-2:] == ["1.25 (1.25 to 1.25)", "3"]
+    assert tables.form_rows(forms)[1][-3:] == ["1.25 (1.25 to 1.25)", "", "3"]
     surface = {"strength": 1e-3, "before": 3.0, "dense": 2.5, "thresholds": [0.1, 0.2, 0.3, 0.4]}
     surface |= {"sparsities": [0.5, 0.75, 0.9, 0.95], "errors": [3.0, 3.4, 9.0, 3.0]}
     assert tables.largest_rows([surface]) == [["0.001", "0.2", "4.0x"]]
