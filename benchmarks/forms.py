@@ -66,22 +66,22 @@ FIRST = {
     "l2": Form("L2: weight decay, S = 0", {"kind": "none"}),
     "raw": Form("raw, specific", SPECIFIC),
     "relevance": Form("relevance", RELEVANCE),
-    "score": Form("score |w| S, no shrinkage", AVERAGED, 0.0, "sensitivity"),
+    "score": Form("score w S, no shrinkage", AVERAGED, 0.0, "sensitivity"),
     "score-mean-of-abs": Form(
-        "score |w| S, mean of abs, no shrinkage", {**AVERAGED, "reduction": "mean_of_abs"}, 0.0, "sensitivity"
+        "score w S, mean of abs, no shrinkage", {**AVERAGED, "reduction": "mean_of_abs"}, 0.0, "sensitivity"
     ),
     "none": Form("no shrinkage", {"kind": "none"}, 0.0),
 }
 OTHERS = {
     "score-all-outputs": Form(
-        "score |w| S, all outputs, mean of abs, no shrinkage",
+        "score w S of all outputs, mean of abs, no shrinkage",
         {"kind": "unspecific", "scale": "relative", "reduction": "mean_of_abs", "estimator": "exact"},
         0.0,
         "sensitivity",
     ),
-    "score-loss": Form("score |w dL/dw|, no shrinkage", {"kind": "loss", "scale": "relative"}, 0.0, "sensitivity"),
-    "l2-score": Form("score |w| S, with L2", AVERAGED, score="sensitivity", decay=True),
-    "relevance-score": Form("score |w| S, with relevance", RELEVANCE, score="sensitivity"),
+    "score-loss": Form("score w dL/dw, no shrinkage", {"kind": "loss", "scale": "relative"}, 0.0, "sensitivity"),
+    "l2-score": Form("score w S, with L2", AVERAGED, score="sensitivity", decay=True),
+    "relevance-score": Form("score w S, with relevance", RELEVANCE, score="sensitivity"),
     "relative": Form("relative", AVERAGED),
     "relevance-falling": Form("relevance, falling strength", RELEVANCE, falls=True),
     "l2-falling": Form("L2, falling strength", {"kind": "none"}, falls=True),

@@ -95,6 +95,11 @@ def form_parts(networks: dict[str, dict[str, list[dict]]]) -> list[str]:
             "logarithm of the compression interpolated. An error outside of a curve counts as its nearest one. "
             + form_protocol(network)
         )
+        if all(run["curve"][0][1] > run["curve"][1][1] for runs in forms.values() for run in runs):
+            parts.append(
+                f"All runs are worse at {stages[0]} than at {stages[1]}: so few epochs do not make up for that much taken "
+                "at once. No gain is read there."
+            )
         tried = load("forms", network, FORMS, "validation")
         if tried:
             parts.append("What the searches found, geometric mean of the validation errors over the stages:")
@@ -154,7 +159,10 @@ def page() -> str:
     head = ["network", "form", "dense epoch, s", "epoch with the rule, s", "fine-tuning epoch, s"]
     parts.append(table(head, rows, 2) if rows else "Not measured yet.")
     if rows:
-        parts.append("Beside each the percent of a dense epoch. One thread of a shared machine: rough numbers.")
+        parts.append(
+            "Beside each the percent of a dense epoch, medians over the runs. Every phase begins with a trace of its own, "
+            "and they ran at different times, on one thread of a machine with other work: only large differences count."
+        )
     missing = missing_words()
     if missing:
         parts += ["## What has not been run", "\n".join(missing)]
