@@ -97,8 +97,8 @@ def form_parts(networks: dict[str, dict[str, list[dict]]]) -> list[str]:
         )
         if all(run["curve"][0][1] > run["curve"][1][1] for runs in forms.values() for run in runs):
             parts.append(
-                f"All runs are worse at {stages[0]} than at {stages[1]}: so few epochs do not make up for that much taken "
-                "at once. No gain is read there."
+                f"All runs are worse at {stages[0]} than at {stages[1]}: so few epochs do not make up for that much "
+                "taken at once. No gain is read there."
             )
         tried = load("forms", network, FORMS, "validation")
         if tried:
@@ -160,8 +160,8 @@ def page() -> str:
     parts.append(table(head, rows, 2) if rows else "Not measured yet.")
     if rows:
         parts.append(
-            "Beside each the percent of a dense epoch, medians over the runs. Every phase begins with a trace of its own, "
-            "and they ran at different times, on one thread of a machine with other work: only large differences count."
+            "Beside each the percent of a dense epoch, medians over the runs. Every phase begins with a trace of its "
+            "own, and they ran at different times, on one thread of a machine with other work: only large differences count."
         )
     missing = missing_words()
     if missing:
