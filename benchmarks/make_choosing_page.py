@@ -161,7 +161,7 @@ def page() -> str:
     if rows:
         parts.append(
             "Beside each the percent of a dense epoch, medians over the runs. Every phase begins with a trace of its "
-            "own, and they ran at different times, on one thread of a machine with other work: only large differences count."
+            "own, and they ran at different times, beside other work: only large differences count."
         )
     missing = missing_words()
     if missing:
