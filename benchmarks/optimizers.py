@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from results import RESULTS, host, write
+from study import best_half_decade
 
 # name -> the Keras optimizer for a learning rate or schedule, and where the search for the rate begins
 OPTIMIZERS = {
@@ -150,26 +151,20 @@ class Study:
         found = model.evaluate(*self.parts[part], batch_size=1000, verbose=0, return_dict=True)
         return round(100 * (1 - found["accuracy"]), 4)
 
-    def best(self, begin, error):
-        """The value of least error among half decades around `begin`, where both its neighbors were tried."""
-        errors, best = {}, 0
-        while len(errors) < self.protocol.tried:
-            missing = [n for n in (best, best - 1, best + 1) if n not in errors]
-            if not missing:
-                break
-            errors[missing[0]] = error(float(f"{begin * 10 ** (missing[0] / 2):.2g}"))
-            best = min(errors, key=lambda n: (errors[n], abs(n)))
-        return float(f"{begin * 10 ** (best / 2):.2g}")
-
     def optimizer(self, name, rules, seeds):
         """Searches, then the runs with what was found."""
         first = seeds[0]
-        rate = self.best(OPTIMIZERS[name][1], lambda r: self.run(name, "none", (r, 0.0), first, "validation")["tuned"])
+        tried = self.protocol.tried
+        rate = best_half_decade(
+            OPTIMIZERS[name][1], lambda r: self.run(name, "none", (r, 0.0), first, "validation")["tuned"], tried
+        )
         for rule in rules:
             strength = 0.0
             if rule != "none":
-                strength = self.best(
-                    RULES[rule], lambda s, rule=rule: self.run(name, rule, (rate, s), first, "validation")["tuned"]
+                strength = best_half_decade(
+                    RULES[rule],
+                    lambda s, rule=rule: self.run(name, rule, (rate, s), first, "validation")["tuned"],
+                    tried,
                 )
             for seed in seeds:
                 self.run(name, rule, (rate, strength), seed, "test")

@@ -118,7 +118,7 @@ def test_pages_speak_of_the_project_alone(page):
     assert not [pattern for pattern in FORBIDDEN if re.search(pattern, text)]
 
 
-@pytest.mark.parametrize("name", ["export", "performance", "optimizers", "reliability"])
+@pytest.mark.parametrize("name", ["choosing", "export", "performance", "optimizers", "reliability"])
 def test_pages_made_from_results_are_fresh(name, monkeypatch):
     """Words, tables and results of a page belong together."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
