@@ -1,12 +1,15 @@
 """`sensprune report|inspect|compact|export|bench` on files: results, JSON, exit codes, nothing overwritten."""
 
+import contextlib
 import json
 
 import keras
 import numpy as np
 import pytest
 
+from keras_sensprune import commands
 from keras_sensprune.cli import main
+from keras_sensprune.export import tflite
 from keras_sensprune.records import CompactionRecord, ExportRecord, SparsityReport, from_json
 
 layers = keras.layers
@@ -14,7 +17,7 @@ layers = keras.layers
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a model of 64, 48 (24 of them dead) and 10 units, and its `.tflite` file."""
+    """A model of 64, 48 (24 of them dead) and 10 units, example inputs, its `.tflite` file and the record of that."""
     place = tmp_path_factory.mktemp("files")
     model = keras.Sequential(
         [keras.Input((64,), name="x"), layers.Dense(48, "relu", name="hidden"), layers.Dense(10, name="logits")],
@@ -26,7 +29,9 @@ def folder(tmp_path_factory):
     model.set_weights([kernel, np.ones(48), generator.normal(size=(48, 10)), np.zeros(10)])
     model.save(place / "model.keras")
     np.savez(place / "examples.npz", x=generator.normal(size=(20, 64)).astype("float32"))
-    assert main(["export", str(place / "model.keras"), str(place / "model.tflite"), "--json"]) == 0
+    with open(place / "record.json", "w") as file, contextlib.redirect_stdout(file):
+        names = [str(place / name) for name in ("model.keras", "model.tflite")]
+        assert main(["export", *names, "--measure", "gzip", "--json"]) == 0
     return place
 
 
@@ -89,20 +94,20 @@ def test_export_to_int8_needs_examples(folder, tmp_path, capsys):
     assert {tensor.dtype for tensor in record.tensors} == {"int8"}
 
 
-def test_examples_beyond_the_last_whole_batch_are_left_out(tmp_path, capsys):
-    model = keras.Sequential([keras.Input(batch_shape=(3, 16)), layers.Dense(8)])
+def test_examples_beyond_the_last_whole_batch_are_left_out(tmp_path, monkeypatch):
+    """The export itself, with as many examples: `test_int8_is_compared_on_the_inputs_that_its_ranges_come_from`."""
+    model, given = keras.Sequential([keras.Input(batch_shape=(3, 16)), layers.Dense(8)]), {}
     model.save(tmp_path / "fixed.keras")
-    np.save(tmp_path / "examples.npy", np.random.default_rng(0).random((301, 16)).astype("f4"))
-    arguments = ["--quantize", "int8", "--representative", tmp_path / "examples.npy", "--json"]
-    code, out, err = run(capsys, "export", tmp_path / "fixed.keras", tmp_path / "m.tflite", *arguments)
-    assert (code, err) == (0, "")
-    assert from_json(out).examples == 255
+    x = np.random.default_rng(0).random((301, 16)).astype("f4")
+    np.save(tmp_path / "examples.npy", x)
+    monkeypatch.setattr(tflite, "export_tflite", lambda *_, **options: given.update(options))
+    names = [str(tmp_path / name) for name in ("fixed.keras", "m.tflite", "examples.npy")]
+    commands.export_file(*names[:2], representative=names[2], quantize="int8")
+    np.testing.assert_array_equal(given["representative_data"], x[:300])
 
 
-def test_the_bytes_that_count_can_be_chosen(folder, tmp_path, capsys):
-    code, out, _ = run(capsys, "export", folder / "model.keras", tmp_path / "m.tflite", "--measure", "gzip", "--json")
-    record = from_json(out)
-    assert code == 0
+def test_the_bytes_that_count_can_be_chosen(folder):
+    record = from_json((folder / "record.json").read_text())
     assert record.gzip_bytes == min(candidate.gzip_bytes for candidate in record.candidates)
     assert len(record.candidates) > 1
 

@@ -1,6 +1,5 @@
 """`export_tflite`: the promise about the file, the folder, the model and the messages."""
 
-import doctest
 import functools
 import logging
 import os
@@ -414,8 +413,3 @@ def test_training_goes_on_after_an_export(tmp_path):
 def test_export_is_silent(small, tmp_path, capfd):
     export_tflite(small, tmp_path / "model.tflite")
     assert capfd.readouterr() == ("", "")
-
-
-def test_docstring_example():
-    assert doctest.testmod(tflite).failed == 0
-    assert doctest.testmod(tflite).attempted >= 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import signal
@@ -31,16 +32,21 @@ HOOKS = (
 TRAINING = str(Path(keras_sensprune.__file__).parent / "training")
 
 
-def fresh(**settings: Any) -> Any:
+def fresh(run_eagerly: bool = True) -> Any:
     """Dense layers and Adam; eager, which needs no compilation, unless asked otherwise."""
-    settings = {"run_eagerly": True, **settings}
-    return compiled(MODELS["nested"], optimizer=keras.optimizers.Adam(0.01), **settings)
+    return compiled(MODELS["nested"], optimizer=keras.optimizers.Adam(0.01), run_eagerly=run_eagerly)
 
 
-def assert_as_before(model: Any, **settings: Any) -> None:
+@functools.cache
+def unharmed(run_eagerly: bool) -> Any:
+    """A model that never met a fault or our callback: others are compared with it."""
+    return fresh(run_eagerly)
+
+
+def assert_as_before(model: Any) -> None:
     """No hook is left; and it trains as one that never met a fault, from the same weights and optimizer state."""
     assert pristine(model)
-    other = fresh(**settings)
+    other = unharmed(model.run_eagerly)
     for m in (model, other):
         if not m.optimizer.built:
             m.optimizer.build(m.trainable_variables)
@@ -79,11 +85,11 @@ def in_a_hook(hook: str, error: BaseException, before: bool) -> Callable[[Path],
     return run
 
 
-def in_a_step(error: BaseException, **settings: Any) -> Callable[[Path], None]:
+def in_a_step(error: BaseException) -> Callable[[Path], None]:
     """An exception in the forward pass of the second step: nobody has to detach."""
 
     def run(folder: Path) -> None:
-        model, calls = fresh(**settings), iter(range(100))
+        model, calls = fresh(), iter(range(100))
         layer = model.layers[-1]
         original = layer.call
 
@@ -98,7 +104,7 @@ def in_a_step(error: BaseException, **settings: Any) -> Callable[[Path], None]:
             fit(model, PruneAtEpochEnd(0.1))
         fit_runs.clear()
         del layer.call
-        assert_as_before(model, **settings)
+        assert_as_before(model)
 
     return run
 
@@ -148,7 +154,7 @@ def ctrl_c_from_the_keyboard(seconds: float) -> Callable[[Path], None]:
         begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch == 1 and timer.start())
         with raises(KeyboardInterrupt), pruning(model):
             fit(model, PruneAtEpochEnd(0.01), begin, epochs=10**6)
-        assert_as_before(model, run_eagerly=False)
+        assert_as_before(model)
 
     return run
 
@@ -175,7 +181,7 @@ def bad_value(value: float, bad: int) -> Callable[[Path], None]:
         assert len(good) == 1 + bad // 4
         for mine, its in zip(model.get_weights(), good[-1], strict=True):
             np.testing.assert_array_equal(mine, its)
-        assert_as_before(model, run_eagerly=False)
+        assert_as_before(model)
 
     return run
 
@@ -190,7 +196,7 @@ def data_that_ends_early(folder: Path) -> None:
         model.fit(batches, epochs=4, steps_per_epoch=4, verbose=0, callbacks=[callback])
     assert any("ran out of data" in str(warning.message) for warning in caught)
     assert callback.records[-1].sparsity == zeros(model) > 0
-    assert_as_before(model, run_eagerly=False)
+    assert_as_before(model)
 
 
 def data_that_fails(folder: Path) -> None:
@@ -203,7 +209,7 @@ def data_that_fails(folder: Path) -> None:
 
     with raises(Exception):
         model.fit(batches(), epochs=2, steps_per_epoch=4, verbose=0, callbacks=[PruneAtEpochEnd(0.1)])
-    assert_as_before(model, run_eagerly=False)
+    assert_as_before(model)
 
 
 def custom_loop(folder: Path) -> None:
@@ -229,4 +235,4 @@ def saved_while_hooked(folder: Path) -> None:
     assert model.evaluate(X, Y, verbose=0)[0] == loaded.evaluate(X, Y, verbose=0)[0]
     assert zeros(model) == zeros(loaded) > 0
     keras_sensprune.detach(model)
-    assert_as_before(model, run_eagerly=False)
+    assert_as_before(model)

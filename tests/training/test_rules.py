@@ -24,7 +24,8 @@ def network():
         for n in (20, 8, 4)
     ]
     model = keras.Sequential([keras.Input((12,)), *body], name="net")
-    model.compile(keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05), loss, run_eagerly=True)
     return model
 
 

@@ -10,6 +10,7 @@ from keras_sensprune.errors import ArgumentError, ModelError
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 12)).astype("float32")
 Y = RNG.integers(0, 4, 32)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 WEIGHTS, BIASES = 12 * 20 + 20 * 4, 24
 
 
@@ -18,7 +19,7 @@ def fit(rule, epochs=4):
     sparse = SensitivityRegularizer(1e-3)
     body = [keras.layers.Dense(n, "relu" if n > 4 else None, kernel_regularizer=sparse) for n in (20, 4)]
     model = keras.Sequential([keras.Input((12,)), *body])
-    model.compile(keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(keras.optimizers.SGD(0.05), LOSS, run_eagerly=True)
     prune = PruneAtEpochEnd(rule)
     model.fit(X, Y, epochs=epochs, verbose=0, callbacks=[prune])
     return model, prune
@@ -73,7 +74,7 @@ def test_a_size_that_grows_again_is_pruned_further():
     keras.utils.set_random_seed(0)
     layer = keras.layers.Dense(20, kernel_regularizer=SensitivityRegularizer(1e-3))
     model = keras.Sequential([keras.Input((12,)), layer])
-    model.compile(keras.optimizers.SGD(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(keras.optimizers.SGD(0.05), LOSS, run_eagerly=True)
     prune = PruneAtEpochEnd(rule)
     model.fit(X, Y, epochs=4, verbose=0, callbacks=[prune, Grow()])
     assert prune.records[-1].nonzero < prune.records[-2].nonzero

@@ -55,13 +55,12 @@ def test_every_kernel_is_marked_and_save_and_clone_keep_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_keras_applications_model_is_fitted_saved_and_cloned():
+def test_a_keras_applications_model_is_marked_and_cloned():
+    """It is fitted in tests/contracts, and fitted, saved and loaded in examples/pretrained.py."""
     model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=4)
     paths = add_regularizer(model, SensitivityRegularizer(1e-3))
     assert len(paths) == 53  # 52 convolutions (17 of them depthwise) and the classifier
     assert len(marked(keras.models.clone_model(model))) == len(paths)
-    history = fit_once(model, PruneAtEpochEnd(1e-2))
-    assert 0 < history["sparsity"][0] < 1
 
 
 def test_layers_can_be_named_and_embeddings_only_so():
