@@ -74,6 +74,17 @@ def forward_terms(model: Any, x: Any, y: Any, sample_weight: Any, config: Sensit
     return model_terms(model, y, outputs, sample_weight, config, replaced=config.output_fn is not None)
 
 
+def own_forward_is_cheaper(model: Any, config: Sensitivity) -> bool:
+    """Whether a forward pass of our own in the steps that refresh costs less than to share that of every step.
+
+    A second gradient through a loop, as in recurrent layers, makes TensorFlow keep all that the loop computes a
+    second time, also in the steps that do not refresh.
+    """
+    recurrent = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN)]
+    stateful = any(layer.stateful for layer in recurrent)
+    return bool(recurrent) and not stateful and config.kind not in ("loss", "none")
+
+
 @contextlib.contextmanager
 def _without_penalty(model: Any) -> Iterator[None]:
     """Until the block ends, the loss does not contain this package's penalty."""

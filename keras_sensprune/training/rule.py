@@ -14,12 +14,12 @@ from keras import ops
 
 from keras_sensprune.errors import ModelError
 from keras_sensprune.formulas.sensitivity import Sensitivity
-from keras_sensprune.training.batch import forward_terms, loss_terms
-from keras_sensprune.training.gradients import Parts, SensitivityTape
+from keras_sensprune.training.batch import forward_terms, loss_terms, own_forward_is_cheaper
+from keras_sensprune.training.gradients import SensitivityTape
 from keras_sensprune.training.health import StepHealth
 from keras_sensprune.training.outputs import Terms, model_terms
 from keras_sensprune.training.pace import Pace
-from keras_sensprune.training.replicas import refresh_together
+from keras_sensprune.training.refresh import Refresh, Sensed
 from keras_sensprune.training.shrinkage import Shrinkage, shrink_in_place, shrinkages, subtract
 from keras_sensprune.training.state import PrunedWeight
 from keras_sensprune.training.targets import Target
@@ -73,7 +73,8 @@ class RuleStep:
         self._losses: int | None = self._known_losses()
         own_loss = getattr(model.compute_loss, "__func__", None) is not getattr(keras.Model, "compute_loss", None)
         self._stock = self._losses == 1 and not own_loss
-        self._apart = self._prefers_own_forward()
+        self._apart = self._losses == 1 and self._replicas() == 1 and own_forward_is_cheaper(model, sensitivity)
+        self._refresher = Refresh(model, weights, sensitivity)
         self._step = _Step()
         self.health = StepHealth()
         self.pace = Pace(sensitivity.every)
@@ -85,18 +86,6 @@ class RuleStep:
             return 0
         stock = getattr(keras.Model, "train_step", None)
         return 1 if getattr(self._user_step, "__func__", None) is stock else None
-
-    def _prefers_own_forward(self) -> bool:
-        """Whether the forward pass is not shared although it could be, because sharing would cost more.
-
-        A second gradient through a loop, as in recurrent layers, makes TensorFlow keep all that the loop computes a
-        second time, also in the steps that do not refresh.
-        """
-        layers = list(self.model._flatten_layers())
-        recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
-        stateful = any(layer.stateful for layer in recurrent)
-        of_outputs = self.sensitivity.kind not in ("loss", "none")
-        return bool(recurrent) and of_outputs and not stateful and self._losses == 1 and self._replicas() == 1
 
     def step(self, data: Any) -> Any:
         """The hooked train step: the user's step, with the refresh and the shrinkage where they are due.
@@ -244,46 +233,28 @@ class RuleStep:
             for weight in self.weights:
                 weight.silent = False
 
-    def _refresh(self, sensed: Callable[[], tuple[SensitivityTape, list[Terms]]], shrink: bool = False) -> Any:
+    def _refresh(self, sensed: Sensed, shrink: bool = False) -> Any:
         """Where it is due, stores the sensitivities of this batch, and shrinks in place if asked to.
 
         Returns:
             Whether a class number was out of range in a step that refreshes, a boolean tensor.
         """
-        refresh = ops.convert_to_tensor(self.pace.refreshes)
-        outputs: list[Terms] = []
-
-        def sense() -> tuple[SensitivityTape, Any]:
-            tape, outputs[:] = sensed()
-            flags = [output.bad_labels for output in outputs if output.bad_labels is not None]
-            return tape, tf.reduce_any(tf.stack(flags)) if flags else tf.constant(False)
-
-        def store(weight: PrunedWeight, *found: Any) -> None:
-            averaged = self.sensitivity.scale != "raw" or any(output.varies for output in outputs)
-            weight.store(averaged, refresh, *found)
+        refresh, due = ops.convert_to_tensor(self.pace.refreshes), self._step.due
+        if self._replicas() > 1:
+            bad = self._refresher.together(sensed, refresh, due)
+            with self._with_batch():
+                self.pace.count_refresh(due)
+            return bad
 
         def alone() -> Any:
-            tape, bad = sense()
-            for weight, *found in zip(self.weights, *tape.sensitivities(outputs, refresh), strict=True):
-                store(weight, *found)
+            bad = self._refresher.alone(sensed, refresh)
             with self._with_batch():
                 self.pace.count_refresh()
             if shrink:
                 self._shrink_in_place()
             return bad
 
-        def of_replica() -> tuple[list[Parts], Any]:
-            tape, bad = sense()
-            return tape.signed_terms(outputs, refresh), bad
-
-        if self._replicas() == 1:
-            return self._when_due(alone)
-        strategy, due = self.model.distribute_strategy, self._step.due
-        synchronized = any(getattr(layer, "synchronized", False) for layer in self.model._flatten_layers())
-        bad = refresh_together(strategy, due, of_replica, self.weights, store, in_every_step=synchronized)
-        with self._with_batch():
-            self.pace.count_refresh(due)
-        return bad
+        return self._when_due(alone)
 
     def _refresh_and_shrink(self, tape: SensitivityTape, outputs: list[Terms]) -> None:
         """Both from a forward pass that is shared with the user's step; labels are checked in every step."""
