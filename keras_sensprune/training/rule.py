@@ -270,7 +270,7 @@ class RuleStep:
             return work()
         if self._step.due is False:
             return tf.constant(False)
-        if self._apart:  # one node in the steps that do not refresh, where its loops would be hundreds
+        if self._apart and not tf.executing_eagerly():  # one node in other steps, where its loops would be hundreds
             work = tf.function(work, autograph=False, experimental_attributes={"_noinline": True})
         return tf.cond(self._step.due, work, lambda: tf.constant(False))
 

@@ -1,7 +1,7 @@
 """Runs cases on one replica and on two, in a process of its own: logical devices are fixed when TensorFlow starts.
 
 `python -m tests.training.two_replicas CASE ...` prints "RESULT" and a JSON object: case -> [result on one replica,
-result on two].
+run eagerly, result on two].
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from tests.steps import OwnStep, with_step
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(32, 12)).astype("float32"), RNG.integers(0, 4, 32)
+EPOCHS, BATCH = 3, 16
 # The two halves of each batch of 16, which go to one replica each, cancel each other.
 OPPOSITE = np.tile(np.repeat([[1.0], [-1.0]], 8, axis=0), (2, 12)).astype("float32")
 
@@ -90,7 +91,7 @@ CASES = {
 def batches(x, y):
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return tf.data.Dataset.from_tensor_slices((x, y)).batch(16).with_options(options)
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH).with_options(options)
 
 
 class Watch(keras.callbacks.Callback):
@@ -130,7 +131,7 @@ def run(strategy, build, config, *, decoupled=True, order=1, structure="weight",
     callback, watch = PruneAtEpochEnd(0.1, Sensitivity(**config), structure=structure), Watch()
     exchanged = [0, 0]
     with noting(exchanged):
-        model.fit(batches(*data), epochs=3, shuffle=False, verbose=0, callbacks=[callback, watch])
+        model.fit(batches(*data), epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[callback, watch])
     return {
         "exchanged": exchanged,
         "recorded": [layer.name for layer in model.layers if "call" in vars(layer)],
@@ -144,11 +145,12 @@ def run(strategy, build, config, *, decoupled=True, order=1, structure="weight",
 def main(names):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    strategies = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     results = {}
     for name in names:
         build, config, settings = CASES[name]
-        results[name] = [run(strategy, build, config, **settings) for strategy in strategies]
+        eager = {**settings, "run_eagerly": True}  # needs no compilation
+        results[name] = [run(one, build, config, **eager), run(two, build, config, **settings)]
     print("RESULT" + json.dumps(results))
 
 
