@@ -17,6 +17,15 @@ hypothesis.settings.load_profile("no deadline")
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture
+def litert_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports run in LiteRT alone unless told otherwise: starting tf.lite takes seconds."""
+    import keras_sensprune
+
+    for export in (keras_sensprune.export_tflite, keras_sensprune.export_quantized):
+        monkeypatch.setitem(export.__kwdefaults__, "runtimes", ("litert",))
+
+
 @pytest.fixture(scope="session")
 def mnist_path() -> Path:
     """The file with all of MNIST; a test that needs it is skipped where it is absent."""

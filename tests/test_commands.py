@@ -81,6 +81,7 @@ def test_compact_writes_a_smaller_model(folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("litert_only")
 def test_export_to_int8_needs_examples(folder, tmp_path, capsys):
     target = tmp_path / "model.tflite"
     code, _, err = run(capsys, "export", folder / "model.keras", target, "--quantize", "int8")

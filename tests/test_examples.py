@@ -66,14 +66,21 @@ def test_every_example_is_tested() -> None:
     "name", [pytest.param(name, marks=[] if name == "quickstart" else pytest.mark.slow) for name in TFLITE]
 )
 def test_example_with_tflite_file(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if name != "quickstart":
+        request.getfixturevalue("litert_only")
     output = run(name, tmp_path, monkeypatch, capsys, own=name == "quickstart")
     assert [path.name for path in output.iterdir()] == ["model.tflite"]
     assert (output / "model.tflite").read_bytes()[4:8] == b"TFL3"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("litert_only")
 @pytest.mark.parametrize("name", SEVERAL)
 def test_example_with_several_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

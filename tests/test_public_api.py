@@ -38,10 +38,10 @@ def modules():
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
-def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
+def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
-    if not name.endswith(".export.tflite"):  # starting tf.lite takes seconds
-        monkeypatch.setitem(keras_sensprune.export_tflite.__kwdefaults__, "runtimes", ("litert",))
+    if not name.endswith(".export.tflite"):
+        request.getfixturevalue("litert_only")
     module = importlib.import_module(name)
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
