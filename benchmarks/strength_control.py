@@ -27,16 +27,16 @@ class Setting:
     validation: int = 5_000
     batch: int = 128
     label_smoothing: float = 0.1
-    dense_epochs: int = 15
+    dense_epochs: int = 10
     dense_rate: float = 0.1
-    epochs: int = 60
+    epochs: int = 50
     rate: float = 0.02
     strength: float = 2e-4
     threshold: float = 0.01
     tolerance: float = 0.05
 
 
-NETWORKS = {"lenet-300-100": ("mnist", 55_000), "lenet-5": ("mnist", 10_000), "cifar": ("cifar10_jpeg", 10_000)}
+NETWORKS = {"lenet-300-100": ("mnist", 10_000), "lenet-5": ("mnist", 10_000), "cifar": ("cifar10_jpeg", 10_000)}
 NAMES = {"mnist": "mnist", "cifar10_jpeg": "CIFAR-10 (JPEG)"}
 QUICK = Setting(validation=200, dense_epochs=1, epochs=2)
 
