@@ -82,7 +82,7 @@ PRUNED = to_json(PruneRecord(0, 1e-3, 6, 4, 2, 0.5))
         ("9" * 5_000, "This is not JSON: Exceeds the limit"),
         ("{", "This is not JSON: "),
         ("", "This is not JSON: "),
-        ('{"record": "os.system"}', "Unknown record type 'os.system'; known are CandidateRecord, "),
+        ('{"record": "os.system"}', "Unknown record type 'os.system'; known are Budget, CandidateRecord, "),
         ('{"record": ["' + "x" * 10_000 + '"]}', "Unknown record type ['xxx"),
         ('{"record": "LayerRecord"}', "A record of type 'LayerRecord' has wrong fields: "),
         (LAYER.replace("}", ', "self": 1}'), "A record of type 'LayerRecord' has wrong fields: "),
