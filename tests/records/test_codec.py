@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_sensprune.errors import DataError
-from keras_sensprune.records import RECORD_TYPES, LayerRecord, PruneRecord, from_json, to_json
+from keras_sensprune.records import RECORD_TYPES, Budget, LayerRecord, PruneRecord, SparsifyRecipe, from_json, to_json
 
 
 def values(hint):
@@ -26,7 +26,27 @@ def values(hint):
     return simple[hint] if hint in simple else records(hint)
 
 
+# Records that refuse some values of the types that they declare
+CHECKED = {
+    Budget: st.builds(
+        Budget,
+        error=st.floats(0, 100),
+        bytes=st.none() | st.integers(1),
+        minutes=st.none() | st.floats(0.01, 1e6),
+    ),
+    SparsifyRecipe: st.builds(
+        SparsifyRecipe,
+        st.text(max_size=8),
+        st.builds(Budget, sparsity=st.floats(0, 1, exclude_max=True)),
+        learning_rate=st.floats(1e-6, 10),
+        dense_epochs=st.integers(0, 100),
+    ),
+}
+
+
 def records(kind):
+    if kind in CHECKED:
+        return CHECKED[kind]
     return st.builds(kind, **{name: values(hint) for name, hint in typing.get_type_hints(kind).items()})
 
 
@@ -62,7 +82,7 @@ PRUNED = to_json(PruneRecord(0, 1e-3, 6, 4, 2, 0.5))
         ("9" * 5_000, "This is not JSON: Exceeds the limit"),
         ("{", "This is not JSON: "),
         ("", "This is not JSON: "),
-        ('{"record": "os.system"}', "Unknown record type 'os.system'; known are CandidateRecord, "),
+        ('{"record": "os.system"}', "Unknown record type 'os.system'; known are Budget, CandidateRecord, "),
         ('{"record": ["' + "x" * 10_000 + '"]}', "Unknown record type ['xxx"),
         ('{"record": "LayerRecord"}', "A record of type 'LayerRecord' has wrong fields: "),
         (LAYER.replace("}", ', "self": 1}'), "A record of type 'LayerRecord' has wrong fields: "),
