@@ -113,7 +113,7 @@ def test_example_with_a_search(
     written = (output / "search.json").read_text()
     load(name).main(quick=True, output=str(output))  # all trials are there: only the choice is trained again
     assert (output / "search.json").read_text() == written
-    assert "trial 1/" not in capsys.readouterr().out
+    assert "trial 0 " not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -274,7 +274,7 @@ def _line(record: SearchRecord, trials: int | None) -> str:
     last, done = record.trials[-1], len(record.trials)
     names = [r.name.replace("_", " ") for r in record.ranges]
     head = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, last.values, strict=True))
-    head = f"trial {done}" + (f"/{trials}" if trials else "") + f": {head}: "
+    head = f"trial {done - 1}" + (f" ({done} of {trials})" if trials else "") + f": {head}: "
     if last.failure:
         return f"{head}failed after {last.seconds:.1f} s: {last.failure}"
     unit = " %" if record.settings.mode == "max" else ""

@@ -104,7 +104,7 @@ def test_resumed_is_uninterrupted_and_more_trials_may_be_asked_for(found, path, 
     assert timeless(again) == timeless(found)
     assert len(counted.calls) == 2  # the look at the model, and one trial
     line = capsys.readouterr().out
-    assert line.startswith("trial 4/4: strength ")
+    assert line.startswith("trial 3 (4 of 4): strength ")
     assert f"{found.trials[3].compression:.4g}x smaller, " in line
 
 
