@@ -98,7 +98,8 @@ def verdict(dense: dict[str, list[dict]], convolutional: dict[str, list[dict]]) 
     best, gains = order[0]
     if not met:
         said = (
-            f"**No form keeps {goal}.** The best of {len(order)} on LeNet-300-100 is {FORMS[best].words}: "
+            f"**No form is shown to keep {goal}, over {SEEDS['lenet-300-100']} seeds.** "
+            f"The best of {len(order)} on LeNet-300-100 is {FORMS[best].words}: "
             f"{gain_words(gains)} over {len(gains)} seed{'s' if len(gains) > 1 else ''}. So the default stays what it "
             "is, `Sensitivity()` with the raw sensitivity of the paper."
         )

@@ -177,7 +177,7 @@ ASKS = ").** The goal asks LeNet-5 as well: "
             {},
             "best of 2 on LeNet-300-100 is raw, specific: 1.10 (1.10 to 1.10) over 3 seeds",
         ),
-        ({"l2": runs(1), "raw": runs(1.5, 1)}, {}, "**No form keeps 1.3 times"),  # one seed is not enough
+        ({"l2": runs(1), "raw": runs(1.5, 1)}, {}, "**No form is shown to keep 1.3 times"),  # one seed is not enough
         ({"l2": runs(1), "none": runs(1.4)}, {}, "Not measured yet"),  # without a sensitivity it is no form of the rule
         ({"l2": runs(1), "none": runs(1.2), "raw": runs(1.5)}, {}, "raw, specific keeps 1.25 (1.25 to 1.25) times"),
         ({"l2": runs(1), "raw": runs(1.5)}, {}, f"LeNet-5 has not been run{ASKS}not confirmed"),
