@@ -25,18 +25,19 @@ LAST_RATE = 0.01  # of the learning rate with which a phase begins
 class PhasePace(keras.callbacks.Callback):
     """Lets the learning rate fall along a half cosine, over as many epochs as there is time for, or keeps it.
 
+    An epoch has the rate of its middle: to set one in every step would take a call from the host per step.
+
     Args:
         epochs: most epochs.
         seconds: for all of them. After each one it is estimated how many more fit; the first one is always finished.
         first: number of the first epoch.
-        steps: of one epoch.
         last: the rate at the end as a share of that at the beginning; 1 keeps it.
     """
 
-    def __init__(self, epochs: int, seconds: float, first: int, steps: int, *, last: float = LAST_RATE):
+    def __init__(self, epochs: int, seconds: float, first: int, *, last: float = LAST_RATE):
         super().__init__()
         self.most = self.epochs = epochs
-        self.seconds, self.first, self.steps, self.last = seconds, first, steps, last
+        self.seconds, self.first, self.last = seconds, first, last
         self.done = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -44,9 +45,9 @@ class PhasePace(keras.callbacks.Callback):
         self._rate = float(self.model.optimizer.learning_rate.numpy())
         self._begun = self._last = time.perf_counter()
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """The rate of this step."""
-        factor = half_cosine((self.done + batch / self.steps) / self.epochs, self.last)
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """The rate of this epoch."""
+        factor = half_cosine((self.done + 0.5) / self.epochs, self.last)
         self.model.optimizer.learning_rate.assign(self._rate * factor)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -183,7 +184,7 @@ class Trainer:
             TrainingError: if the error is not finite afterwards.
         """
         begun = time.perf_counter()
-        pace = PhasePace(epochs, seconds, first, self.feed.steps, last=last)
+        pace = PhasePace(epochs, seconds, first, last=last)
         mode = "max" if self.monitor.percent else "min"
         plateau = keras.callbacks.EarlyStopping(
             f"val_{self.monitor.name}", patience=self.patience, mode=mode, start_from_epoch=first + epochs // 2

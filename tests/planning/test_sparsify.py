@@ -112,8 +112,8 @@ def test_a_callback_of_the_user_sees_all_epochs_in_order(finished):
 
 def test_the_learning_rate_falls_in_each_phase_and_begins_anew(finished):
     _, _, diary, _, _ = finished
-    # In a phase of n epochs of 6 steps the last step begins at p = 1 - 1 / (6 n).
-    ends = [0.02 * (0.01 + 0.99 * (1 + math.cos(math.pi * (1 - 1 / (6 * n)))) / 2) for n in (1, 2)]
+    # In a phase of n epochs the middle of the last one is at p = 1 - 1 / (2 n).
+    ends = [0.02 * (0.01 + 0.99 * (1 + math.cos(math.pi * (1 - 1 / (2 * n)))) / 2) for n in (1, 2)]
     # Two dense epochs; two rounds of one epoch at the full rate and one in which it falls; one of fine-tuning
     expected = {1: ends[1], 2: 0.02, 3: ends[0], 4: 0.02, 5: ends[0], 6: ends[0]}
     # float32 of the rate: 2^-24 relative
