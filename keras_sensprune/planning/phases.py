@@ -16,8 +16,8 @@ from keras_sensprune.formulas.schedules import half_cosine
 from keras_sensprune.planning.borrowing import put_back, strength_of
 from keras_sensprune.planning.feed import Feed
 from keras_sensprune.records.planning import PhaseRecord
+from keras_sensprune.training.budget import direction
 from keras_sensprune.training.targets import Target
-from keras_sensprune.training.tolerance import ToleranceThreshold
 
 LAST_RATE = 0.01  # of the learning rate with which a phase begins
 
@@ -129,7 +129,7 @@ def choose_monitor(found: dict[str, float], metric: str | None) -> Monitor:
         metric = accuracies[0] if accuracies else "loss"
     elif metric not in found:
         raise argument_error("metric", f"one of {names}", metric)
-    more_is_better = ToleranceThreshold((), 0.0, metric).mode == "max"
+    more_is_better = direction(metric, "auto") == "max"
     return Monitor(metric, more_is_better)
 
 
