@@ -110,6 +110,7 @@ def test_the_sensitivity_target_removes_the_least_w_times_s_with_exact_counts(sc
     assert size[gone].max() > size[~gone].min()  # by magnitude it would be another choice
 
 
+@pytest.mark.slow
 def test_a_run_of_the_forms_is_exact_and_not_run_twice(script, tmp_path, monkeypatch):
     forms = script("forms")
     said: list[str] = []
@@ -144,8 +145,8 @@ def test_rows_of_another_protocol_are_not_mixed(script, tmp_path):
     ("name", "arguments", "rows"),
     [
         ("generalize", ["--rules", "l2", "--seeds", "0"], 2),
-        ("surface", ["--networks", "lenet-300-100"], 2),
-        ("forms", ["--forms", "none", "--seeds", "0"], 1),
+        pytest.param("surface", ["--networks", "lenet-300-100"], 2, marks=pytest.mark.slow),
+        pytest.param("forms", ["--forms", "none", "--seeds", "0"], 1, marks=pytest.mark.slow),
     ],
 )
 def test_the_quick_mode_runs(name, arguments, rows, script, capsys):
