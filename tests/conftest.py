@@ -17,6 +17,11 @@ hypothesis.settings.load_profile("no deadline")
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests begin first, so that no worker waits for another one at the end."""
+    items.sort(key=lambda item: "test_pipeline" not in item.nodeid)
+
+
 @pytest.fixture
 def litert_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports run in LiteRT alone unless told otherwise: starting tf.lite takes seconds."""
