@@ -1,6 +1,7 @@
 """Every injected fault of `tests/faults/table.py`, one after the other: tried, survived, lost.
 
-    python benchmarks/faults.py                  some minutes; writes results/faults.json
+    python benchmarks/faults.py | cat            some minutes; writes results/faults.json. Without a pipe, output into a
+                                                 file would meet the limits on file sizes that some faults set
     python benchmarks/faults.py --area files
 
 Survived means that everything held that the row promises: the functions are those that the tests run.
