@@ -59,7 +59,7 @@ def write_sealed(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.n
     Raises:
         OSError: if the folder or the disk does not take it; `path` is then as before.
     """
-    with open(partial_path(path), "w+b") as file:
+    with replacing(path, "w+b") as file:
         with zipfile.ZipFile(file, "w") as archive:
             archive.comment = b"0" * _DIGEST
             archive.writestr(zipfile.ZipInfo(HEADER), json.dumps(header))
@@ -69,10 +69,32 @@ def write_sealed(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.n
         digest = _digest(file)
         file.seek(-_DIGEST, os.SEEK_END)
         file.write(digest)
+
+
+@contextlib.contextmanager
+def replacing(path: str, mode: str, encoding: str | None = None) -> Iterator[Any]:
+    """A file to be written, which is given the name `path` when it is complete and on the disk.
+
+    Raises:
+        OSError: if the folder or the disk does not take it; `path` is then as before.
+    """
+    with open(partial_path(path), mode, encoding=encoding) as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial_path(path), path)
     _bring_folder_to_disk(os.path.dirname(os.path.abspath(path)))
+
+
+def try_place(path: str) -> None:
+    """Makes the file under which `path` would be written, and removes it.
+
+    Raises:
+        OSError: if no file can be made there.
+    """
+    with open(partial_path(path), "wb"):
+        pass
+    os.remove(partial_path(path))
 
 
 def partial_path(path: str) -> str:

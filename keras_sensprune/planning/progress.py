@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sensprune.archive import array_of, open_sealed, partial_path, reading, write_sealed
+from keras_sensprune.archive import array_of, open_sealed, reading, try_place, write_sealed
 from keras_sensprune.errors import DataError, argument_error
 from keras_sensprune.records import from_dict, to_dict
 from keras_sensprune.records.planning import PhaseRecord
@@ -55,9 +55,7 @@ class ProgressFile:
         try:
             self.path = os.path.join(os.fsdecode(folder), FILE)
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            with open(partial_path(self.path), "wb"):
-                pass
-            os.remove(partial_path(self.path))
+            try_place(self.path)
         except (OSError, TypeError, ValueError) as error:
             raise argument_error("folder", allowed, folder, f"The system says: {error}.") from None
         self.settings = settings

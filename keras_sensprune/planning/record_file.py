@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from keras_sensprune.archive import partial_path, reading
+from keras_sensprune.archive import reading, replacing, try_place
 from keras_sensprune.errors import DataError, argument_error
 from keras_sensprune.records import from_json, to_json
 from keras_sensprune.training.sidecar import path_argument
@@ -31,9 +31,7 @@ class RecordFile:
         if self.path is None:
             return
         try:
-            with open(partial_path(self.path), "wb"):
-                pass
-            os.remove(partial_path(self.path))
+            try_place(self.path)
         except OSError as error:
             remedy = f"No file can be made there ({type(error).__name__}: {error}). Make the folder, or choose another."
             raise argument_error("path", "the path of a file in an existing, writable folder", path, remedy) from None
@@ -75,11 +73,8 @@ class RecordFile:
         if self.path is None:
             return
         try:
-            with open(partial_path(self.path), "w", encoding="utf-8") as file:
+            with replacing(self.path, "w", "utf-8") as file:
                 file.write(to_json(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial_path(self.path), self.path)
         except OSError as error:
             raise DataError(
                 f"{self.path}: the trainings that are done could not be written ({type(error).__name__}: {error}); the "

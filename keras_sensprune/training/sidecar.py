@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from keras_sensprune.archive import open_sealed, partial_path, reading, write_sealed
+from keras_sensprune.archive import open_sealed, reading, try_place, write_sealed
 from keras_sensprune.errors import DataError, argument_error
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.sidecar_format import arrays_of, checked_states, header_of, read_snapshot
@@ -55,9 +55,7 @@ class SideCar:
         self.threshold = threshold
         self._kept: list[Snapshot] | None = None  # what the file holds; None: it is not known to be this run's
         try:
-            with open(partial_path(self.path), "wb"):
-                pass
-            os.remove(partial_path(self.path))
+            try_place(self.path)
         except OSError as error:
             remedy = f"No file can be made there ({type(error).__name__}: {error}). Make the folder, or choose another."
             raise argument_error(name, "the path of a file in an existing, writable folder", path, remedy) from None
