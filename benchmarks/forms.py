@@ -13,7 +13,6 @@ weights are kept in results/cache. The forms that matter most come first, seed b
 core.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import tempfile
@@ -23,7 +22,7 @@ from unittest import mock
 import numpy as np
 from curves import geometric_mean
 from results import RESULTS
-from study import Protocol, Study, best_half_decade, use_threads
+from study import Protocol, Study, best_half_decade, study_parser, use_threads
 
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.training.rules import SparsityTarget
@@ -250,12 +249,10 @@ class FormStudy(Study):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--network", default="lenet-300-100", choices=list(PROTOCOLS))
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")
-    parser.add_argument("--quick", action="store_true", help="tiny, into a temporary folder: only to see that it runs")
     options = parser.parse_args(arguments)
     use_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

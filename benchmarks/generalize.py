@@ -8,13 +8,12 @@ as long as the best one has a neighbor that was not tried. The test part is eval
 rule, rewritten after every run; rows that are there are not run again.
 """
 
-import argparse
 import dataclasses
 import tempfile
 from pathlib import Path
 
 from results import RESULTS
-from study import Protocol, Study, best_half_decade, use_threads
+from study import Protocol, Study, best_half_decade, study_parser, use_threads
 
 # rule -> arguments of `Sensitivity`, and where the search for the strength begins
 RULES = {
@@ -76,12 +75,10 @@ class GeneralizationStudy(Study):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--network", default="lenet-300-100", choices=list(PROTOCOLS))
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")
-    parser.add_argument("--quick", action="store_true", help="tiny, into a temporary folder: only to see that it runs")
     options = parser.parse_args(arguments)
     use_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:

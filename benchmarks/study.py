@@ -1,5 +1,6 @@
 """What the studies behind docs/choosing.md share: data, networks, training, and rows that are not run twice."""
 
+import argparse
 import dataclasses
 import gc
 import hashlib
@@ -41,6 +42,14 @@ def use_threads(number: int) -> None:
     if number:
         tf.config.threading.set_intra_op_parallelism_threads(number)
         tf.config.threading.set_inter_op_parallelism_threads(number)
+
+
+def study_parser(text: str) -> argparse.ArgumentParser:
+    """The options that every study has."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")
+    parser.add_argument("--quick", action="store_true", help="tiny, into a temporary folder: only to see that it runs")
+    return parser
 
 
 def best_half_decade(begin: float, error: Callable[[float], float], tried: int) -> float:

@@ -8,7 +8,6 @@ what one pruning would do at this moment. Seconds of each phase are recorded. On
 every run; rows that are there are not run again. "cifar" is CIFAR-10 in JPEG files, cifar10_jpeg.npz beside mnist.npz.
 """
 
-import argparse
 import dataclasses
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from results import RESULTS
-from study import Protocol, Study, use_threads
+from study import Protocol, Study, study_parser, use_threads
 
 STRENGTHS = (0.0, 1e-4, 3e-4, 1e-3, 3e-3)
 THRESHOLDS = (0.001, 0.003, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1)
@@ -75,10 +74,8 @@ class SurfaceStudy(Study):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--networks", nargs="+", default=list(PROTOCOLS), choices=list(PROTOCOLS))
-    parser.add_argument("--threads", type=int, default=0, help="threads of TensorFlow; 0 means its own choice")
-    parser.add_argument("--quick", action="store_true", help="tiny, into a temporary folder: only to see that it runs")
     options = parser.parse_args(arguments)
     use_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
