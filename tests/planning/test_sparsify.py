@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import zlib
 
 import keras
 import numpy as np
@@ -73,6 +74,11 @@ def assert_as_before(model, before):
         assert after[name] == value, name
 
 
+def coded(model):
+    """A size like that of a sparse file: 5 bytes per nonzero weight, and a header."""
+    return 100 + 5 * sum(int(np.count_nonzero(w)) for w in model.get_weights() if w.ndim == 2)
+
+
 def zeros(model):
     return sum(int(np.sum(w == 0)) for w in model.get_weights() if w.ndim == 2)
 
@@ -137,21 +143,43 @@ def test_the_record_survives_json_and_has_a_table(finished):
     assert "75.0 % sparse; validation error" in text
 
 
-def test_the_error_wins_over_a_sparsity():
+@pytest.mark.parametrize(("size", "size_of"), [("sparsity", None), ("bytes", coded)])
+def test_the_error_wins_over_a_size(size, size_of):
     """Regression on all inputs, so that every weight that goes costs something; data as datasets."""
     x, _ = problem()
     data = tf.data.Dataset.from_tensor_slices((x, x @ np.linspace(1, 2, 12, dtype="f")[:, None])).batch(50)
     model = keras.Sequential([keras.Input((12,)), layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.1), "mse")
     epochs = {"dense_epochs": 8, "round_epochs": 1, "fine_epochs": 0, "say": None}
-    result = sparsify(model, data.take(5), Budget(error=0.01, sparsity=0.9), data.skip(5), **epochs)
-    assert (result.metric, result.percent, result.unmet, result.stopped) == ("loss", False, ("sparsity",), ALLOWED)
+    budget = Budget(error=0.01, **{size: {"sparsity": 0.9, "bytes": 110}[size]})
+    result = sparsify(model, data.take(5), budget, data.skip(5), size_of=size_of, **epochs)
+    assert (result.metric, result.percent, result.unmet, result.stopped) == ("loss", False, (size,), ALLOWED)
     assert result.error <= result.dense_error + 0.01
     assert not all(phase.accepted for phase in result.phases)
     last_good = [phase for phase in result.phases if phase.accepted][-1]
-    assert sum(int(np.count_nonzero(w)) for w in model.get_weights() if w.ndim == 2) == last_good.nonzero
+    assert zeros(model) == 12 - last_good.nonzero
     assert "not kept" in sparsify_text(result)
-    assert "not met: sparsity" in sparsify_text(result)
+    assert f"not met: {size}" in sparsify_text(result)
+
+
+def zipped(model):
+    """Bytes of the compressed kernels: they depend on the values, so a target of weights is a guess."""
+    return len(zlib.compress(b"".join(w.tobytes() for w in model.get_weights() if w.ndim == 2), 9))
+
+
+def test_bytes_are_met_with_one_more_round_where_the_first_guess_was_too_large():
+    model = network()
+
+    def size_of(model):
+        """A file that is a tenth larger after training than it was foreseen."""
+        trained = np.count_nonzero(model.layers[0].bias.numpy()) > 0
+        return round((1.1 if trained else 1.0) * zipped(model))
+
+    result = sparsify(model, problem(), Budget(bytes=300), size_of=size_of, **{**EPOCHS, "dense_epochs": 0})
+    assert (result.stopped, result.unmet) == (REACHED, ())
+    assert 300 - 30 <= size_of(model) <= 300  # the last search ends within a few weights of some 5 bytes each
+    rounds = [phase for phase in result.phases if phase.name.startswith("round")]
+    assert len(rounds) > 2  # halves lead to the first guess in two
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
