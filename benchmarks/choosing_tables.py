@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from curves import gain, geometric_mean
-from forms import FORMS
+from forms import FORMS, curve_error
 from forms import PROTOCOLS as FORM_NETWORKS
 from generalize import RULES
 from surface import PROTOCOLS as SURFACE_NETWORKS
@@ -135,8 +135,10 @@ def alone_words(forms: dict[str, list[dict]], best: str) -> list[str]:
 def search_rows(forms: dict[str, list[dict]]) -> list[list[str]]:
     rows = []
     for name, runs in forms.items():
-        tried = [f"{run['strength']:g}: {geometric_mean([max(e, 0.01) for _, e in run['curve']]):.2f}" for run in runs]
-        rows.append([FORMS[name].words, ", ".join(tried)])
+        strengths = sorted({run["strength"] for run in runs})
+        found = {strength: [run for run in runs if run["strength"] == strength] for strength in strengths}
+        tried = [f"{strength:g}: {curve_error(runs):.2f}" for strength, runs in found.items()]
+        rows.append([FORMS[name].words, str(max(map(len, found.values()))), ", ".join(tried)])
     return rows
 
 

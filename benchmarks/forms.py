@@ -6,11 +6,11 @@ A run takes the trained dense network of its seed through stages. In a stage the
 rate, and after each epoch a share of the weights goes, those of least score over all layers together, until the stage
 has exactly its compression; then the network is fine-tuned without shrinkage, at a falling rate and with its zeros
 kept, and measured. So all forms have the same compressions, epochs, batches and dense networks, and a run gives a whole
-curve. The strength of a form is chosen with the first seed: half decades, by the geometric mean of the validation
-errors over the stages, further as long as the best one has a neighbor that was not tried. The test part is evaluated
-with what was chosen. One file per form, rewritten after every run; rows that are there are not run again, and trained
-weights are kept in results/cache. The forms that matter most come first, seed by seed. About a minute per run on one
-core.
+curve. The strength of a form is chosen among half decades, by the geometric mean of the validation errors over the
+stages, further as long as the best one has a neighbor that was not tried: with all seeds for the forms that matter
+most, with the first seed for the others. The test part is evaluated with what was chosen. One file per form, rewritten
+after every run; rows that are there are not run again, and trained weights are kept in results/cache. The forms that
+matter most come first, seed by seed. About a minute per run on one core.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ class Curves(Protocol):
     budget: float = 1.0  # points of validation error above the dense network, for strengths that fall
 
 
-PROTOCOLS = {"lenet-300-100": Curves(), "lenet-5": Curves("lenet-5", train=10_000, rate=0.2, tried=2)}
+PROTOCOLS = {"lenet-300-100": Curves(), "lenet-5": Curves("lenet-5", train=10_000, rate=0.2, tried=3)}
 QUICK = Curves("lenet-300-100", "digits", 256, 200, 200, dense_epochs=1, compressions=(4, 8), tried=1)
 
 
@@ -124,6 +124,12 @@ def strength_left(strength: float, error: float, dense: float, budget: float) ->
         strength * min(1, max(LEAST_SHARE, 1 - (error - dense) / budget)).
     """
     return strength * min(1.0, max(LEAST_SHARE, 1 - (error - dense) / budget))
+
+
+def curve_error(rows: list[dict]) -> float:
+    """Geometric mean of the errors over the stages of some runs, in percent; an error counts as 0.01 at least, which is
+    half an example of 5,000."""
+    return geometric_mean([max(error, 0.01) for row in rows for _, error in row["curve"]])
 
 
 class Ranked(Items):
@@ -227,23 +233,23 @@ class FormStudy(Study):
         fine = self.fit(model, self.sgd(p.fine_epochs), p.fine_epochs, seed + 1, keep)
         return model, (sparse, fine)
 
-    def strength(self, name: str, seed: int) -> float:
-        """Chosen on the validation part."""
+    def strength(self, name: str, seeds) -> float:
+        """Chosen on the validation part, with these seeds."""
         begin = FORMS[name].begin
 
         def error(strength):
-            row = self.curve(name, strength, seed, "validation")
-            return geometric_mean([max(e, 0.01) for _, e in row["curve"]])  # 0.01: half an example of 5,000
+            rows = [self.curve(name, strength, seed, "validation") for seed in seeds]
+            return curve_error(rows)
 
-        return best_half_decade(begin, error, self.protocol.tried) if begin else 0.0
+        if not begin:
+            error(0.0)  # no choice, but the table of the searches shows it beside the others
+            return 0.0
+        return best_half_decade(begin, error, self.protocol.tried)
 
-    def run(self, names, seeds) -> None:
-        """Strengths with the first seed, then all forms seed by seed."""
-        chosen = {}
-        for name in names:
-            chosen[name] = self.strength(name, seeds[0])
-            self.curve(name, chosen[name], seeds[0], "test")
-        for seed in seeds[1:]:
+    def run(self, names, seeds, choosing: int) -> None:
+        """Strengths with as many of the first seeds, then all forms seed by seed."""
+        chosen = {name: self.strength(name, seeds[:choosing]) for name in names}
+        for seed in seeds:
             for name in names:
                 self.curve(name, chosen[name], seed, "test")
 
@@ -258,8 +264,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         protocol = QUICK if options.quick else PROTOCOLS[options.network]
         study = FormStudy("forms", protocol, Path(folder) if options.quick else RESULTS)
-        for group in (FIRST, OTHERS):
-            study.run([name for name in options.forms if name in group], options.seeds)
+        for group, choosing in ((FIRST, len(options.seeds)), (OTHERS, 1)):
+            study.run([name for name in options.forms if name in group], options.seeds, choosing)
 
 
 if __name__ == "__main__":

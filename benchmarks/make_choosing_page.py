@@ -102,8 +102,8 @@ def form_parts(networks: dict[str, dict[str, list[dict]]]) -> list[str]:
             )
         tried = load("forms", network, FORMS, "validation")
         if tried:
-            parts.append("What the searches found, geometric mean of the validation errors over the stages:")
-            parts.append(table(["form", "strength: error"], search_rows(tried), 2))
+            parts.append("What the searches found, geometric mean of the validation errors over seeds and stages:")
+            parts.append(table(["form", "seeds", "strength: error"], search_rows(tried), 1))
     return parts
 
 

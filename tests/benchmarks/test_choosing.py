@@ -115,7 +115,7 @@ def test_a_run_of_the_forms_is_exact_and_not_run_twice(script, tmp_path, monkeyp
     forms = script("forms")
     said: list[str] = []
     study = forms.FormStudy("forms", forms.QUICK, tmp_path, lambda words, flush: said.append(words))
-    study.run(["l2-score", "relevance-falling"], [0])
+    study.run(["l2-score", "relevance-falling"], [0], 1)
     for name in ("l2-score", "relevance-falling"):
         record = json.loads(study.path(name).read_text())
         assert {"command", "versions", "seed", "seconds", "data", "protocol"} <= set(record)
@@ -126,10 +126,10 @@ def test_a_run_of_the_forms_is_exact_and_not_run_twice(script, tmp_path, monkeyp
             assert all(0 <= e <= 100 for e in [row["dense"], *(e for _, e in row["curve"])])
     assert len(said) == 4
     monkeypatch.setattr(study, "fit", None)  # would fail if anything were trained again
-    study.run(["l2-score", "relevance-falling"], [0])
+    study.run(["l2-score", "relevance-falling"], [0], 1)
     assert len(said) == 4
     study.path("l2-score").unlink()  # rows can be made again from the trained weights
-    study.run(["l2-score"], [0])
+    study.run(["l2-score"], [0], 1)
     assert len(said) == 6
 
 
@@ -146,7 +146,7 @@ def test_rows_of_another_protocol_are_not_mixed(script, tmp_path):
     [
         ("generalize", ["--rules", "l2", "--seeds", "0"], 2),
         pytest.param("surface", ["--networks", "lenet-300-100"], 2, marks=pytest.mark.slow),
-        pytest.param("forms", ["--forms", "none", "--seeds", "0"], 1, marks=pytest.mark.slow),
+        pytest.param("forms", ["--forms", "none", "--seeds", "0"], 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_quick_mode_runs(name, arguments, rows, script, capsys):
