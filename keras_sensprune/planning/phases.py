@@ -105,7 +105,11 @@ class Monitor:
     def error(self, found: dict[str, float]) -> float:
         """The error: less is better."""
         value = float(found[self.name])
-        return round(100.0 * (1.0 - value), 4) if self.percent else value
+        return self.rounded(100.0 * (1.0 - value)) if self.percent else value
+
+    def rounded(self, error: float) -> float:
+        """Percent without what float32 puts behind the fourth digit; any other error is as small as it may be."""
+        return round(error, 4) if self.percent else error
 
 
 def choose_monitor(found: dict[str, float], metric: str | None) -> Monitor:
@@ -165,8 +169,12 @@ class Trainer:
         strength: float | None = 0.0,
         last: float = LAST_RATE,
         extra: Sequence[Any] = (),
+        may_diverge: bool = False,
     ) -> PhaseRecord:
         """Trains for some epochs from the optimizer's first state, and measures.
+
+        It ends early when the watched error does not become better any more, unless the rate is kept: that is the half
+        of a round in which weights go and the error is meant to grow.
 
         Args:
             name: of the phase.
@@ -176,12 +184,13 @@ class Trainer:
             strength: of all prunable weights in this phase; None leaves each its own.
             last: see `PhasePace`.
             extra: callbacks of this phase.
+            may_diverge: whether a training that diverges has a record, with the error None.
 
         Returns:
-            What was measured; as accepted.
+            What was measured; as accepted unless it diverged.
 
         Raises:
-            TrainingError: if the error is not finite afterwards.
+            TrainingError: if the error is not finite afterwards, or the pruning met weights that are not.
         """
         begun = time.perf_counter()
         pace = PhasePace(epochs, seconds, first, last=last)
@@ -189,12 +198,17 @@ class Trainer:
         plateau = keras.callbacks.EarlyStopping(
             f"val_{self.monitor.name}", patience=self.patience, mode=mode, start_from_epoch=first + epochs // 2
         )
-        callbacks = [*extra, pace, plateau, *self.callbacks]
+        callbacks = [*extra, pace, *([plateau] if last < 1 else []), *self.callbacks]
         put_back(self.start)
-        with strength_of(self.model, self.targets, strength):
-            self.feed.fit(self.model, epochs=first + epochs, initial_epoch=first, callbacks=callbacks)
-        record = self.measured(name)
-        return dataclasses.replace(record, epochs=pace.done, seconds=time.perf_counter() - begun)
+        try:
+            with strength_of(self.model, self.targets, strength):
+                self.feed.fit(self.model, epochs=first + epochs, initial_epoch=first, callbacks=callbacks)
+            record = self.measured(name)
+        except TrainingError:
+            if not may_diverge:
+                raise
+            record = PhaseRecord(name, 0, 0.0, None, self.nonzero(), self.total, accepted=False)
+        return dataclasses.replace(record, epochs=max(1, pace.done), seconds=time.perf_counter() - begun)
 
     def measured(self, name: str) -> PhaseRecord:
         """The model as it is now, as a phase without epochs."""

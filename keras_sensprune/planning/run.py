@@ -117,7 +117,7 @@ class Run:
             start=dense.nonzero,
             least=least,
             target=target,
-            allowed=math.inf if error is None else round(dense.error + error, 6),
+            allowed=math.inf if error is None else self.trainer.monitor.rounded(error_of(dense) + error),
             seconds=self.seconds - dense.seconds,
             keep=self.plan.keep,
             fine_share=self.plan.fine_epochs / self.plan.round_epochs,
@@ -128,7 +128,7 @@ class Run:
         course = self._course()
         while True:
             rounds = [
-                Round(phase.nonzero, phase.error, phase.epochs, phase.seconds)
+                Round(phase.nonzero, error_of(phase), phase.epochs, phase.seconds)
                 for phase in self.phases[1:]
                 if phase.name != FINE
             ]
@@ -144,26 +144,37 @@ class Run:
     def _round(self, course: Course, step: Step) -> None:
         """Shrinks and prunes at the full learning rate, then trains what is left while the rate falls."""
         assert step.kept is not None
-        name, epochs = f"round {len(self.phases)}", self.plan.round_epochs
-        sparsity, begun = 1.0 - step.kept / self.trainer.total, time.perf_counter()
-        shrunk = self._shrink(name, sparsity, step.seconds) if epochs > 1 else 0
-        # Where the time was too short for all shrinking epochs, or there are none, this prunes the rest.
+        name, begun = f"round {len(self.phases)}", time.perf_counter()
+        sparsity, epochs = 1.0 - step.kept / self.trainer.total, 0
+        record = self._shrink(name, sparsity, step.seconds) if self.plan.round_epochs > 1 else None
+        if record is None or record.error is not None:
+            epochs = record.epochs if record else 0
+            record = self._settle(name, sparsity, step.seconds - (time.perf_counter() - begun), epochs)
+        good = is_good(course, Round(record.nonzero, error_of(record)))
+        if record.error is None:  # the next round shall not try as few weights again, however far this one came
+            record = dataclasses.replace(record, nonzero=step.kept)
+        seconds = time.perf_counter() - begun
+        self._done(dataclasses.replace(record, epochs=epochs + record.epochs, seconds=seconds, accepted=good))
+
+    def _settle(self, name: str, sparsity: float, seconds: float, shrunk: int) -> PhaseRecord:
+        """The second half of a round, after so many epochs of the first one.
+
+        Where the time was too short for all shrinking epochs, or there are none, this prunes the rest.
+        """
         rest = SparsityTarget(SparsitySchedule(sparsity, "constant"))
         prune = PruneAtEpochEnd(rest, Sensitivity("none") if shrunk else self.plan.sensitivity)
-        record = self.trainer.phase(
+        return self.trainer.phase(
             name,
-            epochs - epochs // 2,
-            step.seconds - (time.perf_counter() - begun),
+            self.plan.round_epochs - self.plan.round_epochs // 2,
+            seconds,
             first=self._epochs + shrunk,
             strength=0.0 if shrunk else None,
             extra=[prune, *self._clock(shrunk)],
+            may_diverge=True,
         )
-        good = is_good(course, Round(record.nonzero, record.error))
-        seconds = time.perf_counter() - begun
-        self._done(dataclasses.replace(record, epochs=shrunk + record.epochs, seconds=seconds, accepted=good))
 
-    def _shrink(self, name: str, sparsity: float, seconds: float) -> int:
-        """The first half of a round, and how many epochs it had."""
+    def _shrink(self, name: str, sparsity: float, seconds: float) -> PhaseRecord:
+        """The first half of a round."""
         epochs, first = self.plan.round_epochs // 2, self._epochs
         now = 1.0 - self.trainer.nonzero() / self.trainer.total
         schedule = SparsitySchedule(sparsity, "linear", initial=now, begin=first, end=first + epochs)
@@ -175,7 +186,8 @@ class Run:
             strength=None,
             last=1.0,
             extra=[PruneAtEpochEnd(SparsityTarget(schedule), self.plan.sensitivity), *self._clock()],
-        ).epochs
+            may_diverge=True,
+        )
 
     def _fine_tune(self, end: Step) -> None:
         """Trains what is left with the zeros kept, if anything was pruned and there is time for an epoch."""
@@ -184,9 +196,11 @@ class Run:
             return
         if end.seconds < last.seconds / last.epochs:
             return
-        epochs = self.plan.fine_epochs
-        record = self.trainer.phase(FINE, epochs, end.seconds, first=self._epochs, extra=[_frozen()])
-        better = record.error <= self._last_good.error and not self._too_large()
+        large = self._too_large()  # then no byte is left to be lost
+        record = self.trainer.phase(
+            FINE, self.plan.fine_epochs, end.seconds, first=self._epochs, extra=[_frozen()], may_diverge=True
+        )
+        better = error_of(record) <= error_of(self._last_good) and (large or not self._too_large())
         self._done(dataclasses.replace(record, accepted=better))
 
     def _done(self, record: PhaseRecord) -> None:
@@ -199,10 +213,10 @@ class Run:
         if self.file is not None and self.good is not None:
             self.file.save(Progress(tuple(self.phases), self.good))
         unit = " %" if self.trainer.monitor.percent else ""
+        found = "diverged" if record.error is None else f"validation error {record.error:.4g}{unit}"
         self._tell(
             f"{record.name}: {record.nonzero:,} of {record.total:,} weights ({record.compression:.1f}x), "
-            f"{record.epochs} epochs in {record.seconds:.0f} s, validation error {record.error:.4g}{unit}"
-            + ("" if record.accepted else ", not kept")
+            f"{record.epochs} epochs in {record.seconds:.0f} s, {found}" + ("" if record.accepted else ", not kept")
         )
 
     @property
@@ -232,6 +246,11 @@ class Run:
     def _tell(self, text: str) -> None:
         if self.say is not None:
             self.say(text)
+
+
+def error_of(record: PhaseRecord) -> float:
+    """The error of a phase; infinite if it diverged."""
+    return math.inf if record.error is None else record.error
 
 
 def _frozen() -> PruneAtEpochEnd:

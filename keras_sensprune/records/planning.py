@@ -84,7 +84,7 @@ class PhaseRecord:
         name: "dense", "round 1" and so on, or "fine-tune".
         epochs: how many were trained.
         seconds: wall time, compilation and validation included.
-        error: validation error after it, in the unit of `SparsifyRecord.metric`.
+        error: validation error after it, in the unit of `SparsifyRecord.metric`; None if training diverged.
         nonzero: prunable weights that are not zero after it.
         total: prunable weights.
         accepted: whether its weights were kept; else those before it were put back.
@@ -93,10 +93,14 @@ class PhaseRecord:
     name: str
     epochs: int
     seconds: float
-    error: float
+    error: float | None
     nonzero: int
     total: int
     accepted: bool
+
+    def __post_init__(self) -> None:
+        if self.accepted and self.error is None:
+            raise argument_error("error", "a number where the phase is accepted", None)
 
     @property
     def sparsity(self) -> float:
@@ -131,6 +135,11 @@ class SparsifyRecord:
     stopped: str
     unmet: tuple[str, ...]
 
+    @staticmethod
+    def _measured(phase: PhaseRecord) -> float:
+        assert phase.error is not None  # it is accepted
+        return phase.error
+
     @property
     def final(self) -> PhaseRecord:
         """The phase whose weights the model has."""
@@ -139,12 +148,12 @@ class SparsifyRecord:
     @property
     def dense_error(self) -> float:
         """Validation error before the first round."""
-        return self.phases[0].error
+        return self._measured(self.phases[0])
 
     @property
     def error(self) -> float:
         """Validation error of the model."""
-        return self.final.error
+        return self._measured(self.final)
 
     @property
     def sparsity(self) -> float:

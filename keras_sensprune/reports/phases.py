@@ -82,7 +82,9 @@ def _cells(record: SparsifyRecord, phase: PhaseRecord) -> tuple[str, ...]:
     )
 
 
-def _error(record: SparsifyRecord, value: float) -> str:
+def _error(record: SparsifyRecord, value: float | None) -> str:
+    if value is None:
+        return "diverged"
     return f"{value:.2f} %" if record.percent else f"{value:.4g}"
 
 

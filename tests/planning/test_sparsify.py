@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_sensprune import Budget, PruneAtEpochEnd, SensitivityRegularizer, sparsify, sparsify_text
 from keras_sensprune.errors import ArgumentError, DataError, ModelError, TrainingError
+from keras_sensprune.planning.phases import Monitor
 from keras_sensprune.planning.rounds import ALLOWED, REACHED
 from keras_sensprune.records import from_json, to_json
 from keras_sensprune.training.regularizer import SensitivityRegularizer as Regularizer
@@ -143,16 +144,21 @@ def test_the_record_survives_json_and_has_a_table(finished):
     assert "75.0 % sparse; validation error" in text
 
 
-@pytest.mark.parametrize(("size", "size_of"), [("sparsity", None), ("bytes", coded)])
-def test_the_error_wins_over_a_size(size, size_of):
-    """Regression on all inputs, so that every weight that goes costs something; data as datasets."""
+def regression():
+    """(model, data for training, for validation): all inputs count, so that every weight that goes costs something."""
     x, _ = problem()
     data = tf.data.Dataset.from_tensor_slices((x, x @ np.linspace(1, 2, 12, dtype="f")[:, None])).batch(50)
     model = keras.Sequential([keras.Input((12,)), layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model, data.take(5), data.skip(5)
+
+
+@pytest.mark.parametrize(("size", "size_of"), [("sparsity", None), ("bytes", coded)])
+def test_the_error_wins_over_a_size(size, size_of):
+    model, data, validation = regression()
     epochs = {"dense_epochs": 8, "round_epochs": 1, "fine_epochs": 0, "say": None}
     budget = Budget(error=0.01, **{size: {"sparsity": 0.9, "bytes": 110}[size]})
-    result = sparsify(model, data.take(5), budget, data.skip(5), size_of=size_of, **epochs)
+    result = sparsify(model, data, budget, validation, size_of=size_of, **epochs)
     assert (result.metric, result.percent, result.unmet, result.stopped) == ("loss", False, (size,), ALLOWED)
     assert result.error <= result.dense_error + 0.01
     assert not all(phase.accepted for phase in result.phases)
@@ -160,6 +166,16 @@ def test_the_error_wins_over_a_size(size, size_of):
     assert zeros(model) == 12 - last_good.nonzero
     assert "not kept" in sparsify_text(result)
     assert f"not met: {size}" in sparsify_text(result)
+
+
+def test_the_fine_tuning_counts_also_where_the_file_stays_too_large():
+    model, data, validation = regression()
+    epochs = {"dense_epochs": 8, "round_epochs": 4, "fine_epochs": 3, "say": None}
+    # Of the variance of the target its three least weights have 1.00 + 1.19 + 1.40, its six least 8.7.
+    result = sparsify(model, data, Budget(error=7.0, bytes=110), validation, keep=0.75, size_of=coded, **epochs)
+    assert (result.unmet, result.stopped) == (("bytes",), ALLOWED)
+    assert [(phase.name, phase.accepted) for phase in result.phases][-1] == ("fine-tune", True)
+    assert coded(model) > 110
 
 
 def zipped(model):
@@ -270,6 +286,33 @@ def test_a_trained_model_is_only_measured_and_its_zeros_stay():
     assert (dense.name, dense.epochs, dense.nonzero, first.nonzero) == ("dense", 0, 90, 56)
     assert result.added is None
     assert not model.layers[0].kernel.numpy()[:5].any()
+
+
+def test_a_round_that_diverges_is_not_kept_and_others_are_tried():
+    class Explode(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:  # after `sparsify` has set the rate
+                self.model.optimizer.learning_rate.assign(1e30)
+
+    model = network(optimizer=keras.optimizers.SGD(0.05))
+    before, diary = state(model), Diary()
+    settings = {**EPOCHS, "metric": "loss"}
+    result = sparsify(model, problem(), Budget(error=10.0, sparsity=0.5), callbacks=[Explode(), diary], **settings)
+    _, first, second, *_ = result.phases
+    assert (first.error, first.nonzero, first.accepted) == (None, 70, False)
+    assert (second.nonzero, second.accepted) == (98, True)  # between 140 and 70
+    assert (result.stopped, result.unmet) == (ALLOWED, ("sparsity",))
+    assert diary.epochs[:4] == [0, 1, 3, 4]  # epoch 2 had no end
+    assert from_json(to_json(result)) == result
+    assert "diverged" in sparsify_text(result)
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+    assert_as_before(model, {**before, "optimizer": state(model)["optimizer"]})
+
+
+def test_an_error_in_small_units_is_not_rounded_away():
+    monitor = Monitor("loss", percent=False)
+    assert monitor.rounded(4e-7 + 1e-8) == 4e-7 + 1e-8
+    assert Monitor("accuracy", percent=True).rounded(1.18 + 0.2) == 1.38
 
 
 def test_a_run_that_diverges_says_so():
