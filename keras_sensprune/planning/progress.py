@@ -21,7 +21,7 @@ from keras_sensprune.records.planning import PhaseRecord
 
 DENSE = "dense"  # name of the first phase
 FILE = "sparsify.state"
-FORMAT = 1
+FORMAT = 2
 _KIND = "the state of a sparsify run"
 _REMEDY = "Put back an intact file of this run; or delete it to begin anew, or choose another folder."
 
@@ -33,10 +33,13 @@ class Progress:
     Attributes:
         phases: those that are done.
         weights: the last good ones, in the order of `model.weights`.
+        target: the number of prunable weights that is small enough; None where the budget has no size, or no
+            round was made yet.
     """
 
     phases: tuple[PhaseRecord, ...]
     weights: list[np.ndarray]
+    target: int | None
 
 
 class ProgressFile:
@@ -72,7 +75,7 @@ class ProgressFile:
         if not os.path.lexists(self.path):
             return None
         with reading(self.path, _KIND, _REMEDY), open_sealed(self.path) as (header, archive):
-            phases = self._checked(header)
+            phases, target = self._checked(header)
             weights = []
             for number, variable in enumerate(model.weights):
                 expected = (tuple(variable.shape), np.dtype(variable.dtype))
@@ -81,7 +84,7 @@ class ProgressFile:
                     return None if found == expected else f"is {found[1]} {found[0]}, not {expected[1]} {expected[0]}"
 
                 weights.append(array_of(archive, str(number), unexpected))
-        return Progress(phases, weights)
+        return Progress(phases, weights, target)
 
     def save(self, progress: Progress) -> None:
         """Replaces the file as a whole.
@@ -89,7 +92,8 @@ class ProgressFile:
         Raises:
             DataError: if the disk does not take it; the file is as it was.
         """
-        header = {"format": FORMAT, "settings": self.settings, "phases": to_dict(progress.phases)}
+        header = {"format": FORMAT, "settings": self.settings, "target": progress.target}
+        header["phases"] = to_dict(progress.phases)
         try:
             write_sealed(self.path, header, {str(n): array for n, array in enumerate(progress.weights)})
         except OSError as error:
@@ -98,7 +102,7 @@ class ProgressFile:
                 "before. Make room, and start the same run again: it goes on from there."
             ) from None
 
-    def _checked(self, header: Any) -> tuple[PhaseRecord, ...]:
+    def _checked(self, header: Any) -> tuple[tuple[PhaseRecord, ...], int | None]:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise DataError(f"its header is not one of format {FORMAT}, which this version of keras_sensprune writes.")
         found = header.get("settings")
@@ -112,7 +116,10 @@ class ProgressFile:
             raise DataError("`phases` in its header is malformed.")
         if phases[0].name != DENSE or not phases[0].accepted:
             raise DataError("`phases` in its header does not begin with a dense one.")
-        return phases
+        target = header.get("target")
+        if target is not None and (type(target) is not int or not 0 < target <= phases[0].total):
+            raise DataError("`target` in its header is no number of weights.")
+        return phases, target
 
 
 def _well_formed(phase: Any) -> bool:

@@ -117,7 +117,7 @@ def next_step(course: Course, rounds: Sequence[Round]) -> Step:
         kept, to_come = math.isqrt(good * bad), course.retries - tried
         if to_come <= 0 or not max(bad, floor - 1) < kept < good:
             return Step(None, left, ALLOWED)
-    if left < 2 * _epoch(rounds):  # one for the round, one for what comes after it
+    if left <= 2 * _epoch(rounds):  # one for the round, one for what comes after it
         return Step(None, left, NO_TIME)
     return Step(kept, left / (to_come + course.fine_share))
 

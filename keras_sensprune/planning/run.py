@@ -67,6 +67,7 @@ class Run:
         self.seconds = math.inf if budget.minutes is None else 60.0 * budget.minutes
         self.phases: list[PhaseRecord] = []
         self.good: list[Any] | None = None
+        self.target: int | None = None
 
     def go(self) -> tuple[tuple[PhaseRecord, ...], str, tuple[str, ...]]:
         """Runs all phases that are not done yet; the model then has the last good weights, also after an error.
@@ -74,7 +75,8 @@ class Run:
         Returns:
             The phases, why there was no further round, and the names of the budgets that were not met.
         """
-        weights_to_keep(self.model, self.budget, self.size_of, self.plan.sensitivity)  # refuses before training
+        self.begun = time.perf_counter()
+        _, self.least = self._asked()  # refuses before training
         self._resume()
         try:
             if not self.phases:
@@ -90,20 +92,26 @@ class Run:
     def _resume(self) -> None:
         before = None if self.file is None else self.file.load(self.model)
         if before is not None:
-            self.phases, self.good = list(before.phases), before.weights
+            self.phases, self.good, self.target = list(before.phases), before.weights, before.target
+            self.begun -= sum(phase.seconds for phase in self.phases)
             self.model.set_weights(self.good)
             self._tell(f"going on after {self.phases[-1].name}")
 
     def _dense(self) -> None:
         """Trains without shrinkage; zeros that the model has already stay."""
-        if not self.plan.dense_epochs:
-            self._done(self.trainer.measured(DENSE))
-            return
-        extra = self._clock()
-        if self.trainer.nonzero() < self.trainer.total:
-            extra.append(_frozen())
-        seconds = DENSE_SHARE * self.seconds
-        self._done(self.trainer.phase(DENSE, self.plan.dense_epochs, seconds, first=0, extra=extra))
+        if self.plan.dense_epochs:
+            extra = self._clock()
+            if self.trainer.nonzero() < self.trainer.total:
+                extra.append(_frozen())
+            seconds = DENSE_SHARE * self.seconds
+            record = self.trainer.phase(DENSE, self.plan.dense_epochs, seconds, first=0, extra=extra)
+        else:
+            record = self.trainer.measured(DENSE)
+        self._done(record)
+
+    def _asked(self) -> tuple[int | None, int]:
+        """(largest number of weights that is small enough, smallest one that can be left), as the weights are now."""
+        return weights_to_keep(self.model, self.budget, self.size_of, self.plan.sensitivity)
 
     def _clock(self, trained: int = 0) -> list[Any]:
         """Looks at the first epoch of a run whose time is limited; `trained` are epochs that are not recorded yet."""
@@ -112,13 +120,13 @@ class Run:
 
     def _course(self) -> Course:
         dense, error = self.phases[0], self.budget.error
-        target, least = weights_to_keep(self.model, self.budget, self.size_of, self.plan.sensitivity)
+        if self.target is None:
+            self.target, _ = self._asked()  # for bytes it depends on the weights, which are the dense ones here
         return Course(
             start=dense.nonzero,
-            least=least,
-            target=target,
+            least=self.least,
+            target=self.target,
             allowed=math.inf if error is None else self.trainer.monitor.rounded(error_of(dense) + error),
-            seconds=self.seconds - dense.seconds,
             keep=self.plan.keep,
             fine_share=self.plan.fine_epochs / self.plan.round_epochs,
         )
@@ -132,11 +140,13 @@ class Run:
                 for phase in self.phases[1:]
                 if phase.name != FINE
             ]
+            beside = self._elapsed - sum(done.seconds for done in rounds)  # the dense phase, and all asking for bytes
+            course = dataclasses.replace(course, seconds=self.seconds - beside)
             step = next_step(course, rounds)
             if step.kept is not None:
                 self._round(course, step)
             elif step.why == REACHED and self._too_large() and self.phases[-1].name != FINE:
-                target, _ = weights_to_keep(self.model, self.budget, self.size_of, self.plan.sensitivity)
+                target, _ = self._asked()
                 course = dataclasses.replace(course, target=min(target or 0, self._last_good.nonzero - 1))
             else:
                 return course, step
@@ -211,7 +221,7 @@ class Run:
             self.model.set_weights(self.good)
         self.phases.append(record)
         if self.file is not None and self.good is not None:
-            self.file.save(Progress(tuple(self.phases), self.good))
+            self.file.save(Progress(tuple(self.phases), self.good, self.target))
         unit = " %" if self.trainer.monitor.percent else ""
         found = "diverged" if record.error is None else f"validation error {record.error:.4g}{unit}"
         self._tell(
@@ -222,6 +232,11 @@ class Run:
     @property
     def _last_good(self) -> PhaseRecord:
         return [phase for phase in self.phases if phase.accepted][-1]
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds since the beginning, those before a resumed run was killed included."""
+        return time.perf_counter() - self.begun
 
     @property
     def _epochs(self) -> int:
@@ -239,7 +254,7 @@ class Run:
         for name in ("parameters", "sparsity"):
             if getattr(self.budget, name) is not None and self._last_good.nonzero > (course.target or 0):
                 names.append(name)
-        if sum(phase.seconds for phase in self.phases) > self.seconds:
+        if self._elapsed > self.seconds:
             names.append("minutes")
         return tuple(names)
 

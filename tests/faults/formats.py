@@ -271,7 +271,7 @@ def progress_files() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         file = ProgressFile(folder, settings)
         for phases in ((dense,), (dense, *rounds)):
-            file.save(Progress(phases, model.get_weights()))
+            file.save(Progress(phases, model.get_weights(), 7))
             found.append(pathlib.Path(file.path).read_bytes())
     return found
 

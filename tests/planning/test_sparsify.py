@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import time
+import types
 import zlib
 
 import keras
@@ -11,8 +13,9 @@ import tensorflow as tf
 
 from keras_sensprune import Budget, PruneAtEpochEnd, SensitivityRegularizer, sparsify, sparsify_text
 from keras_sensprune.errors import ArgumentError, DataError, ModelError, TrainingError
+from keras_sensprune.planning import run
 from keras_sensprune.planning.phases import Monitor
-from keras_sensprune.planning.rounds import ALLOWED, REACHED
+from keras_sensprune.planning.rounds import ALLOWED, NO_TIME, REACHED
 from keras_sensprune.records import from_json, to_json
 from keras_sensprune.training.regularizer import SensitivityRegularizer as Regularizer
 from keras_sensprune.training.session import attached
@@ -198,6 +201,50 @@ def test_bytes_are_met_with_one_more_round_where_the_first_guess_was_too_large()
     assert len(rounds) > 2  # halves lead to the first guess in two
 
 
+class Killed(Exception):
+    """In the place of the death of a process."""
+
+
+def test_a_killed_run_with_bytes_goes_to_the_target_that_it_had(tmp_path):
+    def size_of(model):
+        """Bytes by which the target is 35 weights for the dense network, and fewer for one that was pruned."""
+        return coded(model) + grown[0]
+
+    class Grow(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            grown[0] = 50 if epoch == 2 else 0  # after the first round
+            if epoch == 3 and kill:
+                raise Killed
+
+    grown, kill, found = [0], True, []
+    for folder in (None, tmp_path, tmp_path):
+        kill = folder is not None and not found[1:]
+        try:
+            arguments = {"size_of": size_of, "callbacks": [Grow()], "folder": folder, **EPOCHS}
+            found.append(sparsify(network(), problem(), Budget(bytes=275), **arguments))
+        except Killed:
+            found.append(None)
+    whole, killed, resumed = found
+    assert killed is None
+    assert [phase.nonzero for phase in whole.phases] == [140, 70, 35, 35]
+    assert [phase.nonzero for phase in resumed.phases] == [140, 70, 35, 35]
+
+
+def test_the_time_that_is_spent_on_asking_for_bytes_counts(monkeypatch):
+    slept = [0.0]
+
+    def slow(model):
+        slept[0] += 30.0
+        return coded(model)
+
+    clock = types.SimpleNamespace(perf_counter=lambda: time.perf_counter() + slept[0])
+    monkeypatch.setattr(run, "time", clock)
+    result = sparsify(network(), problem(), Budget(bytes=275, minutes=1), size_of=slow, **EPOCHS)
+    assert result.unmet == ("bytes", "minutes")
+    assert result.stopped == NO_TIME
+    assert [phase.name for phase in result.phases] == ["dense"]
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_after_an_exception_the_model_is_as_before_with_the_last_good_weights(kind):
     def stop(epoch):
@@ -222,9 +269,6 @@ def test_after_an_exception_the_model_is_as_before_with_the_last_good_weights(ki
 
 
 def test_a_killed_run_goes_on_and_a_finished_one_returns_at_once(tmp_path):
-    class Killed(Exception):
-        pass
-
     def kill(epoch):
         if epoch == 3:  # in the second round
             raise Killed
