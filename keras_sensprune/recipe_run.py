@@ -9,8 +9,10 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from keras_sensprune.archive import replacing
 from keras_sensprune.census import sparsity_report
 from keras_sensprune.datasets import Dataset, load_dataset, one_hot
+from keras_sensprune.errors import DataError
 from keras_sensprune.export.tflite import export_tflite
 from keras_sensprune.networks import build_network, compile_network, input_shape
 from keras_sensprune.planning.sparsify import sparsify
@@ -47,7 +49,9 @@ def train_recipe(
     settings = load_recipe(recipe)
     prepare_folder(output, overwrite, OUTPUTS)
     data = load_dataset(source, seed=settings.seed, shape=input_shape(settings.network))
-    model, result = sparsify_network(settings, data, folder=os.path.join(output, PROGRESS), say=say)
+    progress = os.path.join(output, PROGRESS)
+    _keep_recipe(progress, settings)
+    model, result = sparsify_network(settings, data, folder=progress, size_of=_size_of(settings), say=say)
     found = model.evaluate(data.x_test, one_hot(data.y_test), batch_size=1000, verbose=0, return_dict=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
         place = {name: os.path.join(folder, name) for name in OUTPUTS}
@@ -64,8 +68,34 @@ def train_recipe(
         with open(place["report.json"], "w", encoding="utf-8") as file:
             file.write(to_json(record) + "\n")
         publish(folder, output, OUTPUTS)
-    shutil.rmtree(os.path.join(output, PROGRESS))
+    shutil.rmtree(progress)
     return record
+
+
+def _keep_recipe(folder: str, recipe: SparsifyRecipe) -> None:
+    """Puts the recipe beside the progress, and refuses to go on with the progress of another one."""
+    path = os.path.join(folder, "recipe.json")
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if file.read() != to_json(recipe):
+                raise DataError(
+                    f"{folder} has the progress of another recipe, which is in {path}. Train by that one again, choose "
+                    "another `--output`, or delete the folder to begin anew."
+                )
+        return
+    os.makedirs(folder, exist_ok=True)
+    with replacing(path, "w", "utf-8") as file:
+        file.write(to_json(recipe))
+
+
+def _size_of(recipe: SparsifyRecipe) -> Callable[[Any], int] | None:
+    """Bytes of the exported file, where the recipe limits them."""
+
+    def exported(model: Any) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            return export_tflite(model, os.path.join(folder, "model.tflite"), runtimes=("litert",)).bytes
+
+    return None if recipe.budget.bytes is None else exported
 
 
 def sparsify_network(recipe: SparsifyRecipe, data: Dataset, **options: Any) -> tuple[Any, SparsifyRecord]:

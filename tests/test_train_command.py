@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -54,6 +55,9 @@ def test_a_run_that_was_killed_goes_on_and_writes_everything(place, tmp_path, mo
     assert [line.split(":")[0] for line in said.err.splitlines()[:4]] == ["dense", "round 1", "round 2", "fine-tune"]
     assert said.out == ""
     assert os.listdir(output) == [recipe_run.PROGRESS]
+    (place / "other.json").write_text(json.dumps({**RECIPE, "seed": 1}))
+    assert train(place, output, recipe="other.json") == 1
+    assert "has the progress of another recipe, which is in" in capsys.readouterr().err
 
     assert train(place, output, "--json") == 0
     said = capsys.readouterr()
@@ -72,6 +76,27 @@ def test_a_run_that_was_killed_goes_on_and_writes_everything(place, tmp_path, mo
 
     assert train(place, output) == 2  # results that exist are kept
     assert "already holds model.keras, model.tflite, report.json" in capsys.readouterr().err
+
+
+def test_bytes_are_those_of_the_exported_file(place, tmp_path, monkeypatch):
+    export, asked = recipe_run.export_tflite, []
+
+    def counted(model, path, **options):
+        """The first size is that of a real file; later ones are what the sparse file would have, without making it."""
+        final = "runtimes" not in options
+        weights = sum(int(np.count_nonzero(w)) for w in model.get_weights() if w.ndim == 2)
+        found = export(model, path, **options) if final or not asked else SimpleNamespace(bytes=20_000 + 4 * weights)
+        asked.append(found.bytes)
+        return found
+
+    monkeypatch.setattr(recipe_run, "export_tflite", counted)
+    (place / "bytes.json").write_text(json.dumps({**RECIPE, "budget": {"bytes": 220_000}, "fine_epochs": 0}))
+    assert train(place, tmp_path / "out", recipe="bytes.json") == 0
+    record = from_json((tmp_path / "out" / "report.json").read_text())
+    assert asked[0] > 266_200 * 4  # the dense file
+    assert asked[-1] == record.export.bytes == os.path.getsize(tmp_path / "out" / "model.tflite")
+    assert record.result.unmet == ()
+    assert record.result.final.nonzero == pytest.approx(50_000, rel=0.03)  # 1/256 of all weights is 1,040
 
 
 @pytest.mark.parametrize(

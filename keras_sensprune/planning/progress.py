@@ -110,7 +110,8 @@ class ProgressFile:
             raise DataError("`settings` in its header is malformed.")
         for name, ours in self.settings.items():
             if found.get(name) != ours:
-                raise DataError(f"it was made with {name} {_cut(found.get(name))}, but this run has {_cut(ours)}.")
+                what, theirs, ours = _difference(name, found.get(name), ours)
+                raise DataError(f"it was made with {what} {_cut(theirs)}, but this run has {_cut(ours)}.")
         phases = from_dict(header.get("phases"))
         if not isinstance(phases, tuple) or not phases or not all(map(_well_formed, phases)):
             raise DataError("`phases` in its header is malformed.")
@@ -120,6 +121,29 @@ class ProgressFile:
         if target is not None and (type(target) is not int or not 0 < target <= phases[0].total):
             raise DataError("`target` in its header is no number of weights.")
         return phases, target
+
+
+def described(part: Any) -> Any:
+    """What a model was compiled with, an optimizer or a loss, as plain JSON that is the same in every process."""
+    if part is None or isinstance(part, (bool, int, float, str)):
+        return part
+    if isinstance(part, (list, tuple)):
+        return [described(item) for item in part]
+    if isinstance(part, dict):
+        return {str(key): described(item) for key, item in part.items()}
+    if hasattr(part, "get_config") and not isinstance(part, type):
+        config = {key: value for key, value in part.get_config().items() if key != "name"}  # which Keras counts up
+        return {"class": type(part).__name__, "config": described(config)}
+    return getattr(part, "__name__", type(part).__name__)
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> tuple[str, Any, Any]:
+    """The first entry that differs: its name in all dictionaries around it, and both values."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in ours:
+            if theirs.get(key) != ours[key]:
+                return _difference(f"{name} {key}", theirs.get(key), ours[key])
+    return name, theirs, ours
 
 
 def _well_formed(phase: Any) -> bool:

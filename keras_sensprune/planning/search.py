@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from keras_sensprune.errors import TrainingError, argument_error, integer_argument, number_argument
+from keras_sensprune.errors import ExportError, TrainingError, argument_error, integer_argument, number_argument
 from keras_sensprune.formulas.allocation import zeros_asked
 from keras_sensprune.formulas.folds import stratified_folds
 from keras_sensprune.formulas.pareto import pareto_front
@@ -229,10 +229,10 @@ class _Task:
         try:
             model = self._model(values, settings)
             fit(model, settings, self.train, settings.epochs, rule, self.sensitivity)
-            error = error_of(model, settings, self.validation)
-        except TrainingError as failure:
+            error, size = error_of(model, settings, self.validation), self._size(model)
+        except (TrainingError, ExportError) as failure:  # the same proposal would fail again: the others shall go on
             return SearchTrial(values, None, None, None, None, time.perf_counter() - begun, str(failure))
-        size, sparsity = self._size(model), 1.0 - nonzero_weights(model) / settings.weights
+        sparsity = 1.0 - nonzero_weights(model) / settings.weights
         return SearchTrial(values, error, size, sparsity, record.dense_size / size, time.perf_counter() - begun)
 
     def _model(self, values: tuple[float, ...], settings: FitSettings) -> Any:

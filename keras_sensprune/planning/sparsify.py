@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 
-from keras_sensprune.errors import argument_error, integer_argument, number_argument
+from keras_sensprune.errors import ArgumentError, ModelError, argument_error, integer_argument, number_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.planning.borrowing import borrowed, check_compiled
 from keras_sensprune.planning.feed import make_feed
 from keras_sensprune.planning.phases import Trainer, choose_monitor
-from keras_sensprune.planning.progress import ProgressFile
+from keras_sensprune.planning.progress import ProgressFile, described
 from keras_sensprune.planning.run import Plan, Run
 from keras_sensprune.planning.target import check_size_of
 from keras_sensprune.records import to_dict
@@ -72,7 +72,8 @@ def sparsify(
         size_of: function model -> bytes, for `Budget(bytes=...)`; see `SizeTarget`.
         callbacks: of `fit`, for every phase; epochs are counted through all phases.
         folder: where the progress is kept after every phase. A call that was killed goes on from there if it is
-            called again with the same arguments, and one that was finished returns at once.
+            called again with the same arguments and a model that is compiled alike, and one that was finished returns
+            at once. The budget, all settings, the optimizer, the loss and the values of arrays must be the same.
         say: receives one line per phase; None is silent.
 
     Returns:
@@ -115,8 +116,12 @@ def sparsify(
             "epochs": [dense_epochs, round_epochs, fine_epochs],
             "keep": plan.keep,
             "sensitivity": {**vars(plan.sensitivity), "output_fn": plan.sensitivity.output_fn is not None},
+            "optimizer": described(model.optimizer),
+            "loss": described(model.loss),
+            "batch_size": batch_size,
             "steps": feed.steps,
             "validation": feed.validation_text,
+            "data": None if folder is None else feed.digest(),
             "weights": [[list(v.shape), str(v.dtype)] for v in model.weights],
             "strengths": [[list(t.variable.shape), t.regularizer.strength] for t in targets],
         }
@@ -140,5 +145,14 @@ def _plan(dense_epochs: int, round_epochs: int, fine_epochs: int, keep: float, s
 
 def _mark(model: keras.Model, strength: float) -> None:
     """Puts a regularizer on all kernels if there is none of ours."""
-    if not any(isinstance(variable.regularizer, SensitivityRegularizer) for variable in model.trainable_variables):
+    if any(isinstance(variable.regularizer, SensitivityRegularizer) for variable in model.trainable_variables):
+        return
+    try:
         add_regularizer(model, SensitivityRegularizer(strength))
+    except ArgumentError:
+        others = [f"{v.path}: {type(v.regularizer).__name__}" for v in model.trainable_variables if v.regularizer]
+        raise ModelError(
+            f"Model {model.name!r} has weights with another regularizer ({', '.join(others)}), so sparsify does not "
+            "put its own on all kernels. Remove that regularizer, or put a SensitivityRegularizer on the weights that "
+            "shall be pruned: then the others are left alone."
+        ) from None

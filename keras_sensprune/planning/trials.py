@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 
 from keras_sensprune.errors import ArgumentError, ModelError, TrainingError, argument_error, integer_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
+from keras_sensprune.planning.feed import digest
 from keras_sensprune.records import FitSettings
 from keras_sensprune.training.callback import PruneAtEpochEnd
 from keras_sensprune.training.rules import PruningRule
@@ -43,14 +43,6 @@ class Examples:
             return y[:, 0]
         one_hot = y.shape[1] > 1 and np.all((y == 0) | (y == 1)) and np.all(np.sum(y != 0, axis=1) == 1)
         return np.argmax(y, axis=1) if one_hot else np.zeros(len(y), np.int64)
-
-    def digest(self) -> str:
-        """The beginning of the SHA-256 digest of shapes, types and values."""
-        found = hashlib.sha256()
-        for array in (self.x, self.y):
-            found.update(f"{array.shape} {array.dtype}".encode())
-            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return found.hexdigest()[:16]
 
 
 def examples_argument(name: str, data: Any) -> Examples:
@@ -93,7 +85,7 @@ def fit_settings(
     if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
         raise argument_error("sensitivity", "a Sensitivity or None", sensitivity)
     rule = ToleranceThreshold((sets[0].x, sets[0].y), 0.0, metric, mode=mode, batch_size=batch_size)
-    data = "; ".join(f"{len(each.x)} examples, {each.digest()}" for each in sets)
+    data = "; ".join(f"{len(each.x)} examples, {digest((each.x, each.y))}" for each in sets)
     chosen = sensitivity or Sensitivity()
     parts = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
     shown = ", ".join(f"{k}={getattr(v, '__qualname__', v)}" for k, v in parts.items() if v is not None)

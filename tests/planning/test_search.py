@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_sensprune import PruneAtEpochEnd, SearchSpace, SparsityTarget, record_text, search
-from keras_sensprune.errors import ArgumentError, DataError, MissingPackageError, TrainingError
+from keras_sensprune.errors import ArgumentError, DataError, ExportError, MissingPackageError, TrainingError
 from keras_sensprune.formulas.folds import stratified_folds
 from keras_sensprune.formulas.pareto import pareto_front
 from keras_sensprune.planning import search as module
@@ -171,6 +171,19 @@ def test_a_trial_that_diverges_is_told_and_the_search_goes_on(pruned_at_once, mo
     monkeypatch.setattr(module, "fit", lambda *arguments: calls.clear() or diverging(*arguments))
     with pytest.raises(TrainingError, match=r"All 2 trials failed\. The last one: step 3: NaN in the loss"):
         search(build, (X, Y), SPACE, **PLAN, trials=2, verbose=False)
+
+
+def test_a_file_that_cannot_be_made_fails_its_trial_only(pruned_at_once):
+    asked = []
+
+    def size_of(model):
+        asked.append(model)
+        if len(asked) == 2:  # after the look at the dense network
+            raise ExportError("the file does not agree")
+        return 1000.0
+
+    found = search(build, (X, Y), SPACE, **PLAN, trials=2, size_of=size_of, verbose=False)
+    assert [trial.failure for trial in found.trials] == ["the file does not agree", ""]
 
 
 WRONG = {

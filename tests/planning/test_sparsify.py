@@ -1,6 +1,7 @@
 """`sparsify` on a small problem: what it does, what it gives back, and how it ends."""
 
 import dataclasses
+import json
 import math
 import time
 import types
@@ -15,6 +16,7 @@ from keras_sensprune import Budget, PruneAtEpochEnd, SensitivityRegularizer, spa
 from keras_sensprune.errors import ArgumentError, DataError, ModelError, TrainingError
 from keras_sensprune.planning import run
 from keras_sensprune.planning.phases import Monitor
+from keras_sensprune.planning.progress import described
 from keras_sensprune.planning.rounds import ALLOWED, NO_TIME, REACHED
 from keras_sensprune.records import from_json, to_json
 from keras_sensprune.training.regularizer import SensitivityRegularizer as Regularizer
@@ -299,15 +301,41 @@ def _assert_refused(folder, budget):
     assert str(caught.value).startswith(f"{file}: it was made with budget ")
     assert "delete it to begin anew" in str(caught.value)
     other = keras.Sequential([keras.Input((12,)), layers.Dense(2)])
-    other.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    other.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
     with pytest.raises(DataError, match="it was made with weights"):
         sparsify(other, problem(), budget, folder=folder, **EPOCHS)
+    x, y = problem()
+    slower = network(optimizer=keras.optimizers.Adam(0.01))
+    summed = network()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    summed.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
+    rate = "optimizer config learning_rate 0.019999999552965164, but this run has 0.009999999776482582"
+    reduction = "loss config reduction 'sum_over_batch_size', but this run has 'sum'"
+    for model, data, what in ((slower, (x, y), rate), (summed, (x, y), reduction), (network(), (x, 1 - y), "data ")):
+        with pytest.raises(DataError, match=f"it was made with {what}"):
+            sparsify(model, data, budget, folder=folder, **EPOCHS)
+    assert file.read_bytes() == content
     for damaged in (content[:-100], content[:50] + b"x" + content[51:], b"", b"foreign"):
         file.write_bytes(damaged)
         with pytest.raises(DataError) as caught:
             sparsify(network(), problem(), budget, folder=folder, **EPOCHS)
         assert str(file) in str(caught.value)
         assert file.read_bytes() == damaged
+
+
+def test_what_was_compiled_is_described_alike_in_every_process():
+    def own(y_true, y_pred):
+        return keras.ops.mean((y_true - y_pred) ** 2)
+
+    loss = {"a": own, "b": [keras.losses.MeanSquaredError(name="mse"), None, "mae"]}
+    found = described(loss)
+    assert found["a"] == "own"
+    assert (found["b"][0]["class"], found["b"][1:]) == ("MeanSquaredError", [None, "mae"])
+    assert found["b"][0]["config"]["reduction"] == "sum_over_batch_size"
+    assert described(keras.optimizers.SGD(0.5))["config"]["learning_rate"] == 0.5
+    assert json.loads(json.dumps(found)) == found
+    assert described(object()) == "object"
 
 
 def test_minutes_that_do_not_suffice_for_two_epochs_are_refused_after_the_first_one():
@@ -405,6 +433,14 @@ def test_models_that_cannot_be_trained_are_refused():
         sparsify(network(optimizer=keras.optimizers.SGD(schedule)), problem(), Budget(sparsity=0.5))
     with pytest.raises(ModelError, match="12 parameters that are not pruned"):
         sparsify(network(), problem(), Budget(parameters=13), **EPOCHS)
+
+
+def test_a_model_with_another_regularizer_is_refused_by_its_name():
+    model = network(regularizer=keras.regularizers.L2(1e-4))
+    with pytest.raises(ModelError, match=r"has weights with another regularizer \(.*hidden/kernel: L2\)"):
+        sparsify(model, problem(), Budget(sparsity=0.5), **EPOCHS)
+    model.layers[1].kernel.regularizer = SensitivityRegularizer(1e-3)
+    assert sparsify(model, problem(), Budget(sparsity=0.5), **EPOCHS).phases[0].total == 20
 
 
 def test_a_budget_says_what_is_wrong_with_it():
