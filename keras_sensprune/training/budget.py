@@ -43,7 +43,7 @@ def direction(name: str, mode: str = "auto", model: Any = None) -> str:
         return mode
     if watched == "loss":
         return "min"
-    told = getattr(_compiled_metrics(model).get(watched), "_direction", None)
+    told = getattr(_compiled_metric(model, watched), "_direction", None)
     found = {"up": "max", "down": "min"}.get(told or "") or direction_of_name(watched)
     if found is None:
         raise argument_error(
@@ -61,16 +61,16 @@ def direction_of_name(name: str) -> str | None:
     return None if grows == falls else "max" if grows else "min"
 
 
-def _compiled_metrics(model: Any) -> dict[str, Any]:
-    """The metrics of a model by the names under which `evaluate` returns them; without those that are not built yet."""
-    found: dict[str, Any] = {}
+def _compiled_metric(model: Any, name: str) -> Any:
+    """The metric that `evaluate` returns under a name; None if there is none, or Keras has not built it yet."""
     for metric in () if model is None else model.metrics:
-        parts = getattr(metric, "metrics", None)  # of what `compile` was given, which is one metric of the model
-        if parts is None:
-            found[metric.name] = metric
-        elif parts:
-            found.update(zip(metric.result(), parts, strict=False))  # in this order; several outputs have prefixes
-    return found
+        parts = getattr(metric, "metrics", [metric])  # what `compile` was given is one metric with parts
+        named = {part.name: part for part in parts}
+        if name not in named and parts and parts[0] is not metric:
+            named = dict(zip(metric.result(), parts, strict=False))  # several outputs: their names stand before
+        if name in named:
+            return named[name]
+    return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +95,7 @@ class MetricBudget:
     relative_to: str | float = "dense"
     mode: str = "auto"
     batch_size: int = dataclasses.field(default=1000, kw_only=True)
+    _asked: str = dataclasses.field(default="auto", init=False, repr=False)  # the mode as it was given
 
     def __post_init__(self) -> None:
         data = self.validation_data
@@ -159,7 +160,7 @@ class MetricBudget:
         return f"{self.memory} {self.metric}"
 
     def _signed(self, value: Any, session: Any) -> float:
-        more = direction(self.metric, self._asked, session.model) == "max"  # type: ignore[attr-defined]
+        more = direction(self.metric, self._asked, session.model) == "max"
         return -float(value) if more else float(value)
 
     def _refuse_penalty(self, session: Any) -> None:

@@ -203,7 +203,7 @@ def later(rule, model, epochs, **options):
 
 
 def test_a_later_fit_counts_its_own_epochs_unless_the_model_is_sparse_enough():
-    rule = SparsityTarget(SparsitySchedule(0.5, end=3))
+    rule = SparsityTarget(SparsitySchedule(0.503, end=3))
     with pytest.raises(ArgumentError, match="goes on in epoch 4"):
         later(rule, network(), 6)
     with pytest.raises(
@@ -211,8 +211,10 @@ def test_a_later_fit_counts_its_own_epochs_unless_the_model_is_sparse_enough():
     ):
         later(SparsityTarget(0.5), network(), 6, frequency=3)
     model, _, _ = fit(rule)
-    assert later(rule, model, 6) == [TOTAL // 2] * 2
-    assert later(SparsityTarget(0.25), model, 5, frequency=9) == [TOTAL // 2]
+    assert later(rule, model, 6) == [217] * 2
+    assert later(SparsityTarget(0.25), model, 5, frequency=9) == [217]
+    model, prune, _ = fit(rule, structure=Block(1, 4))
+    assert later(rule, model, 5, structure=Block(1, 4)) == [TOTAL - prune.records[-1].nonzero]
 
 
 def test_a_resumed_run_counts_the_prunings_before(tmp_path):
