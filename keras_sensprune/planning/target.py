@@ -9,7 +9,6 @@ from keras_sensprune.errors import argument_error
 from keras_sensprune.formulas.allocation import zeros_asked
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.records.planning import Budget
-from keras_sensprune.training.rules import Moment
 from keras_sensprune.training.size import SizeTarget
 from keras_sensprune.training.step import PruningSession
 
@@ -55,5 +54,5 @@ def weights_to_keep(
         return target, least
     if budget.parameters is None and budget.bytes is None:
         return None, least
-    SizeTarget(parameters=budget.parameters, bytes=budget.bytes, size_of=size_of).check(session, Moment(0, 1))
-    return total - zeros_asked(session.memory["sparsity"], total), least
+    needed = SizeTarget(parameters=budget.parameters, bytes=budget.bytes, size_of=size_of).needed(session)
+    return total - zeros_asked(needed, total), least

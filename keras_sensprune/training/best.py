@@ -31,7 +31,7 @@ class BestAtSparsity(MonitorCallback):  # type: ignore[misc, unused-ignore]
     Args:
         sparsity: the target, a fraction of zeros in [0, 1), not percent; compared with `sparsity` in the logs.
         monitor: the quantity in the logs that is to be best.
-        mode: `"min"`, `"max"`, or `"auto"`: by the name of the quantity, as in Keras.
+        mode: `"min"`, `"max"`, or `"auto"`: a loss falls, and a compiled metric says it itself, as in Keras.
         path: a file name that ends in `.keras`. The model is written there at each improvement; the file gets its name
             when it is complete. None writes nothing.
 

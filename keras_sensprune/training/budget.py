@@ -7,16 +7,70 @@ import math
 from typing import Any, ClassVar
 
 from keras_sensprune.errors import argument_error, choice_argument, integer_argument, number_argument
+from keras_sensprune.training.moment import Moment
 
-_GROWS = ("acc", "auc", "precision", "recall", "f1", "iou", "sparsity", "compression")  # more of these is better
+MODES = ("auto", "min", "max")
+# Parts of names that tell a direction where the metric itself does not.
+_GROWS = ("acc", "auc", "precision", "recall", "f1", "fbeta", "iou", "io_u", "r2", "sparsity", "compression")
+_FALLS = ("loss", "error", "entropy", "divergence", "hinge", "poisson", "perplexity", "penalty", "mse", "mae", "mape")
 
 
-def direction(name: str, mode: str) -> str:
-    """`"min"` or `"max"`: `mode`, or what the name of a quantity says if that is `"auto"`."""
-    choice_argument("mode", mode, ("auto", "min", "max"))
+def direction(name: str, mode: str = "auto", model: Any = None) -> str:
+    """Whether less or more of a quantity is better.
+
+    A given mode decides. For `"auto"`, a loss falls; a compiled metric is asked for its `_direction`, as Keras does in
+    its callbacks; where it has none (a function, a metric of one's own) or there is no model, the name decides.
+
+    Args:
+        name: of the quantity, in the logs or in what `evaluate` returns; `val_` before it changes nothing.
+        mode: `"auto"`, `"min"` or `"max"`.
+        model: the compiled model. Keras builds its metrics with the first batch: before that, they cannot be asked.
+
+    Returns:
+        `"min"` or `"max"`.
+
+    Raises:
+        ArgumentError: if `mode` is none of the three, or neither the model nor the name tells.
+
+    Example:
+        >>> from keras_sensprune.training.budget import direction
+        >>> direction("val_loss"), direction("accuracy"), direction("score", "max")
+        ('min', 'max', 'max')
+    """
+    choice_argument("mode", mode, MODES)
+    watched = name.removeprefix("val_")
     if mode != "auto":
         return mode
-    return "max" if any(part in name for part in _GROWS) else "min"
+    if watched == "loss":
+        return "min"
+    told = getattr(_compiled_metric(model, watched), "_direction", None)
+    found = {"up": "max", "down": "min"}.get(told or "") or direction_of_name(watched)
+    if found is None:
+        raise argument_error(
+            "mode",
+            f"'min' or 'max' for {name!r}",
+            mode,
+            "Neither the metric nor its name tells whether more of it is better.",
+        )
+    return found
+
+
+def direction_of_name(name: str) -> str | None:
+    """`"min"` or `"max"`; None if the name says neither, or both."""
+    grows, falls = (any(part in name for part in parts) for parts in (_GROWS, _FALLS))
+    return None if grows == falls else "max" if grows else "min"
+
+
+def _compiled_metric(model: Any, name: str) -> Any:
+    """The metric that `evaluate` returns under a name; None if there is none, or Keras has not built it yet."""
+    for metric in () if model is None else model.metrics:
+        parts = getattr(metric, "metrics", [metric])  # what `compile` was given is one metric with parts
+        named = {part.name: part for part in parts}
+        if name not in named and parts and parts[0] is not metric:
+            named = dict(zip(metric.result(), parts, strict=False))  # several outputs: their names stand before
+        if name in named:
+            return named[name]
+    return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,11 +82,12 @@ class MetricBudget:
         tolerance: in units of the metric.
         metric: `"loss"` or the name of a compiled metric.
         relative_to: one of `references`, or a number.
-        mode: `"min"`, `"max"` or `"auto"`.
+        mode: `"min"`, `"max"` or `"auto"`. Where that is left to the model, the attribute says what the name tells.
         batch_size: of the evaluation, for arrays.
     """
 
     references: ClassVar[tuple[str, ...]] = ("dense",)
+    memory: ClassVar[str] = "dense"
 
     validation_data: Any
     tolerance: float
@@ -40,6 +95,7 @@ class MetricBudget:
     relative_to: str | float = "dense"
     mode: str = "auto"
     batch_size: int = dataclasses.field(default=1000, kw_only=True)
+    _asked: str = dataclasses.field(default="auto", init=False, repr=False)  # the mode as it was given
 
     def __post_init__(self) -> None:
         data = self.validation_data
@@ -54,7 +110,10 @@ class MetricBudget:
             allowed = f"{', '.join(map(repr, self.references))} or a finite number"
             number_argument("relative_to", self.relative_to, allowed, -math.inf)
         integer_argument("batch_size", self.batch_size, 1)
-        object.__setattr__(self, "mode", direction(self.metric, self.mode))
+        choice_argument("mode", self.mode, MODES)
+        object.__setattr__(self, "_asked", self.mode)  # for the model, which is not known yet
+        if self.mode == "auto":
+            object.__setattr__(self, "mode", direction_of_name(self.metric) or "auto")
 
     def measure(self, session: Any) -> float:
         """The metric as it is now, with the sign that makes less the better."""
@@ -66,26 +125,50 @@ class MetricBudget:
         found = session.model.evaluate(x, y, verbose=0, return_dict=True, **weights, **sizes)
         if self.metric not in found:
             raise argument_error("metric", f"one of {', '.join(map(repr, found))}", self.metric)
-        return self._signed(found[self.metric])
+        return self._signed(found[self.metric], session)
 
-    def measure_dense(self, session: Any, name: str) -> float:
-        """The metric when `fit` begins, which the session's memory keeps under a name; a resumed training knows it.
+    def measure_dense(self, session: Any, moment: Moment) -> None:
+        """Measures the metric when `fit` begins, and keeps it in the session's memory; a resumed training knows it.
 
         Raises:
-            ArgumentError: if the model has no such metric, or it is not finite.
+            ArgumentError: if the model has no such metric, it is not finite, its direction is not known, it is a loss
+                that contains the penalty, or the reference is lost: a resumed training has pruned and has never
+                measured this metric.
         """
-        memory = session.memory
-        if name not in memory:
-            memory[name] = self.measure(session)
-        if not math.isfinite(memory[name]):
-            raise argument_error("validation_data", f"data on which {self.metric!r} is finite", memory[name])
-        return float(memory[name])
+        self._refuse_penalty(session)
+        if self._dense in session.memory:
+            return
+        found = self.measure(session)
+        if not math.isfinite(found):
+            raise argument_error("validation_data", f"data on which {self.metric!r} is finite", found)
+        if not moment.resumed or not _has_zeros(session):
+            session.memory[self._dense] = self._signed(found, session)  # as `evaluate` returns it
+        elif self.relative_to == "dense":
+            allowed = f"a number where a training goes on that has pruned and has not measured {self.metric!r} before"
+            raise argument_error("relative_to", allowed, "dense", "Pass what the dense model had.")
 
-    def reference(self, **known: float) -> float:
-        """What the metric is compared with: one of the values that are known by their names, or the number."""
-        if isinstance(self.relative_to, str):
-            return known[self.relative_to]
-        return self._signed(self.relative_to)
+    def reference(self, session: Any, current: float = math.nan) -> float:
+        """What the metric is compared with, signed: the dense model's, that of now, or the number."""
+        if self.relative_to == "current":
+            return current
+        dense = self.relative_to == "dense"
+        return self._signed(session.memory[self._dense] if dense else self.relative_to, session)
 
-    def _signed(self, value: float) -> float:
-        return float(value) * (-1.0 if self.mode == "max" else 1.0)
+    @property
+    def _dense(self) -> str:
+        """Where the memory has the metric of the dense model: another metric is another memory."""
+        return f"{self.memory} {self.metric}"
+
+    def _signed(self, value: Any, session: Any) -> float:
+        more = direction(self.metric, self._asked, session.model) == "max"
+        return -float(value) if more else float(value)
+
+    def _refuse_penalty(self, session: Any) -> None:
+        coupled = any(w.regularizer.strength and not w.regularizer.decoupled for w in session.weights)
+        if coupled and self.metric == "loss":
+            allowed = "the name of a compiled metric where decoupled=False"
+            raise argument_error("metric", allowed, "loss", "The loss contains the penalty.")
+
+
+def _has_zeros(session: Any) -> bool:
+    return any(weight.nonzero() < math.prod(weight.variable.shape) for weight in session.weights)

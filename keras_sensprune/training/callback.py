@@ -16,9 +16,10 @@ from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM, structure_argument
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.machines import refuse_several_machines
+from keras_sensprune.training.moment import Moment
 from keras_sensprune.training.order import stand_first
 from keras_sensprune.training.revived import EpochPatterns
-from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
+from keras_sensprune.training.rules import PruningRule, rule_argument
 from keras_sensprune.training.session import attach, attached, detach
 from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import PruningSession
@@ -125,6 +126,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         self._begun = False
         self._ordered = False  # whether we stand first and a closing callback last
         self._start = 0
+        self._resumed = False
+        self._due: tuple[int, ...] | None = None
         self._patterns = EpochPatterns()
         self._good: list[Any] | None = None
         self._floored: set[str] = set()
@@ -153,7 +156,10 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
 
     def _moment(self, epoch: int) -> Moment:
         """A moment of this `fit`."""
-        return Moment(epoch, self.params.get("epochs"), self.params.get("steps"))
+        return Moment(epoch, self.params.get("epochs"), self.params.get("steps"), self._due, self._resumed)
+
+    def _is_due(self, epoch: int) -> bool:
+        return epoch >= self.start_epoch and (epoch - self.start_epoch) % self.frequency == 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Before the first epoch (when every other callback has restored what it restores) zeros become permanent."""
@@ -165,10 +171,13 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
     def _begin(self, session: PruningSession, epoch: int) -> None:
         """Takes up the state of the file, or makes today's zeros permanent."""
         before = None if self._sidecar is None else self._sidecar.begin(session, epoch)
+        self._resumed = before is not None
         if before is None:
             for weight in session.weights:
                 weight.take_zeros()
         session.silence()
+        epochs = range(0 if self._resumed else epoch, self.params.get("epochs") or 0)
+        self._due = tuple(filter(self._is_due, epochs)) if epochs else None
         self._start = sum(weight.nonzero() for weight in session.weights)
         if before is not None:
             self.records = list(before)
@@ -229,7 +238,7 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
                     variable.assign(value)
             self._finish()
             raise
-        due = epoch >= self.start_epoch and (epoch - self.start_epoch) % self.frequency == 0
+        due = self._is_due(epoch)
         if due and self.strength is not None:
             session.settle()  # what is measured is what would be pruned
             due = self.strength.may_prune(session)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,10 @@ from keras_sensprune.errors import argument_error, choice_argument, fraction_arg
 from keras_sensprune.formulas.allocation import erdos_renyi_shares, kept_counts, lowest_first, zeros_asked
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.schedules import NOT_PERCENT, SparsitySchedule
+from keras_sensprune.training.moment import Moment
 
 Limits = Mapping[str, tuple[float, float]] | Callable[[str], tuple[float, float] | None]
 ALLOCATIONS = ("global", "uniform", "erdos_renyi", "relevance")
-
-
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """When a pruning happens.
-
-    Attributes:
-        epoch: number of the epoch that is complete now, from 0.
-        epochs: of the whole training; None outside of `fit`.
-        steps: per epoch; None where it is not known.
-    """
-
-    epoch: int
-    epochs: int | None = None
-    steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,8 +92,10 @@ class SparsityTarget(PruningRule):
 
     Raises:
         ArgumentError: if an argument is not allowed; at the start of `fit` also if the limits cannot hold the final
-            sparsity, a pattern matches no weight, the schedule prunes nothing within the epochs of this `fit`, or
-            the structure is `NofM`, which leaves no choice.
+            sparsity, a pattern matches no weight, or the structure is `NofM`, which leaves no choice; and, unless the
+            model is sparse enough already, if no pruning is due within the epochs of this `fit`, the last one that is
+            due comes before the schedule is at its final sparsity, or the schedule has ended when the epoch of the
+            first one begins (a jump is asked for by `"constant"`).
 
     Example:
         >>> from keras_sensprune import SparsitySchedule, SparsityTarget
@@ -142,24 +130,53 @@ class SparsityTarget(PruningRule):
             for pattern in self.limits:
                 if not any(fnmatch.fnmatchcase(label, pattern) for label in labels):
                     raise argument_error("limits", f"patterns that match a weight: {', '.join(labels)}", pattern)
-        final = self._final(moment)
-        session.memory["final"] = final
-        if final == 0:
-            raise argument_error("schedule", f"one that prunes within {moment.epochs} epochs", self.schedule)
+        scores, sizes = [items.scores() for items in families], [items.sizes() for items in families]
         total = sum(items.total for items in families)
-        low, high = self._bounds([items.scores() for items in families], [i.sizes() for i in families], labels, 1.0)
-        if not sum(low) <= zeros_asked(final, total) <= sum(high):
-            raise argument_error(
-                "limits", f"wide enough for {zeros_asked(final, total)} zeros of {total} weights", (sum(low), sum(high))
-            )
+        dead = sum(int(size[np.isneginf(score)].sum()) for score, size in zip(scores, sizes, strict=True))
+        final = session.memory["final"] = self._final(moment)
+        asked = self._asked(moment, final)
+        missing = max(int(size.max()) for size in sizes)  # fewer zeros than a whole group has may always be missing
+        if not 0 < zeros_asked(asked, total) < dead + missing:  # else the model is sparse enough when `fit` begins
+            self._check_course(moment, asked, final, total)
+        zeros = max(zeros_asked(final, total), dead)
+        low, high = self._bounds(scores, sizes, labels, 1.0)
+        if not sum(low) <= zeros <= sum(high):
+            raise argument_error("limits", f"wide enough for {zeros} zeros of {total} weights", (sum(low), sum(high)))
+
+    def _check_course(self, moment: Moment, asked: float, final: float, total: int) -> None:
+        """Refuses a schedule that the prunings that are due do not follow to its end."""
+        epochs, due = moment.epochs, _due(moment)
+        if not due:
+            allowed = f"such that a pruning is due after one of the epochs {moment.epoch} to {(epochs or 0) - 1}"
+            remedy = "Change it, or `frequency`, or train longer."
+            raise argument_error("start_epoch", allowed, "none", remedy)
+        if final == 0:
+            raise argument_error("schedule", f"one that prunes within {epochs} epochs", self.schedule)
+        remedy = "Change it, or `start_epoch` and `frequency` of PruneAtEpochEnd."
+        if zeros_asked(final, total) < zeros_asked(asked, total):
+            last = f"the last pruning, after epoch {due[-1]} of {epochs} (from 0)"
+            allowed = f"one that is at {asked:.6g} by {last}, not at {final:.6g}"
+            raise argument_error("schedule", allowed, self.schedule, remedy)
+        if isinstance(self.schedule, SparsitySchedule) and self.schedule.shape != "constant":
+            _, end = self.schedule.moments(_known(epochs, "epochs"))
+            if end <= due[0]:
+                allowed = f"one that goes on in epoch {due[0]} (from 0), the first after which a pruning is due"
+                raise argument_error("schedule", allowed, self.schedule, remedy)
+
+    def _asked(self, moment: Moment, final: float) -> float:
+        """The sparsity that the schedule ends with, whenever weights are pruned."""
+        if isinstance(self.schedule, SparsitySchedule):
+            return self.schedule.final
+        between = sorted({*range(moment.epoch, _known(moment.epochs, "epochs"))}.difference(_due(moment)))
+        return max([final, *(self._at(dataclasses.replace(moment, epoch=epoch)) for epoch in between)])
 
     def _final(self, moment: Moment) -> float:
-        """The sparsity at the end of the training."""
+        """The sparsity that the prunings that are due end with."""
         if isinstance(self.schedule, SparsitySchedule):
-            self.schedule.moments(_known(moment.epochs, "epochs"))
-            return self.schedule.at(_known(moment.epochs, "epochs"), _known(moment.epochs, "epochs"))
-        _known(moment.steps, "steps per epoch")
-        return max(self._at(dataclasses.replace(moment, epoch=e)) for e in range(_known(moment.epochs, "epochs")))
+            self.schedule.moments(_known(moment.epochs, "epochs"))  # refuses an end before the begin
+        else:
+            _known(moment.steps, "steps per epoch")
+        return max((self._at(dataclasses.replace(moment, epoch=epoch)) for epoch in _due(moment)), default=0.0)
 
     def _at(self, moment: Moment) -> float:
         """The sparsity that is due now."""
@@ -257,6 +274,11 @@ def refuse_fixed(families: list[Items], rule: object) -> None:
     """Raises an ArgumentError where the structure leaves a rule no choice."""
     if any(items.fixed for items in families):
         raise argument_error("threshold", "a number for structure=NofM, which itself says how many go", rule)
+
+
+def _due(moment: Moment) -> Sequence[int]:
+    """The epochs after which the training prunes."""
+    return range(_known(moment.epochs, "epochs")) if moment.due is None else moment.due
 
 
 def _of_tfmot(schedule: object) -> bool:

@@ -13,7 +13,8 @@ from keras_sensprune.errors import argument_error
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.formulas.structures import Block, NofM
 from keras_sensprune.records import PruneRecord
-from keras_sensprune.training.rules import Moment, PruningRule
+from keras_sensprune.training.moment import Moment
+from keras_sensprune.training.rules import PruningRule
 from keras_sensprune.training.sidecar import SideCar, path_argument
 from keras_sensprune.training.step import SESSION, PruningSession
 

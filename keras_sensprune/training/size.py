@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 from keras_sensprune.errors import ModelError, argument_error, integer_argument
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.schedules import SparsitySchedule
-from keras_sensprune.training.rules import Choice, Limits, Moment, PruningRule, SparsityTarget, trials
+from keras_sensprune.training.moment import Moment
+from keras_sensprune.training.rules import Choice, Limits, PruningRule, SparsityTarget, trials
+from keras_sensprune.training.targets import parameters
 
 _PRECISION = 1 / 256  # of all weights: a search among sizes of files ends there, after 8 of them
 
@@ -25,7 +26,8 @@ class SizeTarget(PruningRule):
     was reached at the end of the schedule is too large. On the way the sparsity follows a schedule.
 
     Args:
-        parameters: the largest number of nonzero parameters of the whole model, biases and the like included.
+        parameters: the largest number of nonzero parameters of the whole model, biases, frozen layers and the
+            like included, moving statistics not.
         bytes: the largest size of the file, in the unit of `size_of`.
         size_of: function model -> size, which falls as weights become zero; for example the size in bytes of a
             compressed file. It must leave the model as it is.
@@ -73,18 +75,25 @@ class SizeTarget(PruningRule):
         schedule = dataclasses.replace(self._way, final=sparsity, initial=0.0)
         return SparsityTarget(schedule, self.allocation, self.limits)
 
+    def needed(self, session: Any) -> float:
+        """The sparsity that the target needs, with the weights as they are now.
+
+        Raises:
+            ModelError: if the target cannot be reached.
+        """
+        return self._needed(session, session.items())
+
     def check(self, session: Any, moment: Moment) -> None:
-        """Finds the sparsity that is needed."""
-        families = session.items()
-        if "sparsity" not in session.memory:  # a resumed training knows it
-            session.memory["sparsity"] = self._needed(session, families)
-        if session.memory["sparsity"] > 0:
-            self._target(session.memory["sparsity"]).check(session, moment)
+        """Finds the sparsity that is needed; a resumed training with the same target knows it."""
+        if self._name not in session.memory:
+            session.memory[self._name] = self.needed(session)
+        if session.memory[self._name] > 0:
+            self._target(session.memory[self._name]).check(session, moment)
 
     def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
         """Follows the schedule, and looks at its end whether the file is small enough."""
-        target = self._target(session.memory["sparsity"])
-        choice = target.choose(session, families, moment)
+        sparsity = session.memory[self._name]
+        choice = self._target(sparsity).choose(session, families, moment)
         _, end = self._way.moments(moment.epochs or 1)
         if self.size_of is None or moment.epoch + 1 < end:
             return choice
@@ -92,9 +101,14 @@ class SizeTarget(PruningRule):
             install(choice.masks)
             small_enough = self.size_of(session.model) <= self._limit
         if not small_enough:
-            session.memory["sparsity"] = self._needed(session, families, session.memory["sparsity"])
-            choice = self._target(0.0).at_sparsity(session, families, session.memory["sparsity"])
+            sparsity = session.memory[self._name] = self._needed(session, families, sparsity)
+            choice = self._target(0.0).at_sparsity(session, families, sparsity)
         return choice
+
+    @property
+    def _name(self) -> str:
+        """Where the memory has the sparsity that is needed: another target is another memory."""
+        return f"sparsity for {'parameters' if self.bytes is None else 'bytes'} {self._limit}"
 
     @property
     def _way(self) -> SparsitySchedule:
@@ -110,7 +124,7 @@ class SizeTarget(PruningRule):
         total = sum(items.total for items in families)
         most = 1.0 - len(families) / total
         if self.size_of is None:
-            others = sum(math.prod(v.shape) for v in session.model.trainable_variables) - total
+            others = parameters(session.model) - total
             needed = max(0.0, 1.0 - (self._limit - others) / total)
             if needed > most:
                 raise ModelError(

@@ -18,9 +18,10 @@ from keras_sensprune.formulas.structures import Block, Layout, NofM, structure_a
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.gradients import SensitivityTape, curved_activation
 from keras_sensprune.training.grouping import group_weights
+from keras_sensprune.training.moment import Moment
 from keras_sensprune.training.revived import clear_slots
 from keras_sensprune.training.rule import RuleStep
-from keras_sensprune.training.rules import Moment, PruningRule, rule_argument
+from keras_sensprune.training.rules import PruningRule, rule_argument
 from keras_sensprune.training.silence import SilencedBias, silenced_biases
 from keras_sensprune.training.state import PrunedWeight, items_of
 from keras_sensprune.training.targets import prunable_weights

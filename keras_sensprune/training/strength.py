@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from keras_sensprune.errors import argument_error, integer_argument, number_argument
+from keras_sensprune.errors import argument_error, choice_argument, integer_argument, number_argument
 from keras_sensprune.formulas.schedules import Course
 from keras_sensprune.formulas.strength import controlled_factor, spent_share, wait_on_plateau
 from keras_sensprune.records import PruneRecord
-from keras_sensprune.training.budget import MetricBudget, direction
-from keras_sensprune.training.rules import Moment
+from keras_sensprune.training.budget import MODES, MetricBudget, direction
+from keras_sensprune.training.moment import Moment
 
 _REMEDY = "The strength itself is an argument of SensitivityRegularizer."
 
@@ -155,7 +155,8 @@ class StrengthPlateau(StrengthRule):
         by: above 0 and not 1.
         patience: how many epochs are waited for, at least 1.
         least: the quantity is better if it is so by more than this, in its units.
-        mode: `"min"` if less is better, `"max"`, or `"auto"`: by the name.
+        mode: `"min"` if less is better, `"max"`, or `"auto"`: as Keras does, by what a metric itself says, and by the
+            name where it says nothing.
         low: $f_{min}$, in (0, 1].
         high: $f_{max}$, at least 1.
 
@@ -164,13 +165,15 @@ class StrengthPlateau(StrengthRule):
 
     Raises:
         ArgumentError: if an argument is not allowed; at the start of `fit` if no regularizer has a strength above 0 or
-            `high` times a strength is above 1; after the first epoch, if the quantity is not in the logs (Keras tells
-            nobody before whether `fit` validates). In a later epoch that lacks it nothing happens.
+            `high` times a strength is above 1; after the first epoch, if the quantity is not in the logs or nothing
+            tells its direction. What begins with `val_` is missed after the first epoch with a validation, or after the
+            last one if there was none (Keras tells nobody before whether `fit` validates); an epoch without it is no
+            observation.
 
     Example:
         >>> from keras_sensprune import StrengthPlateau
-        >>> StrengthPlateau("sparsity", by=1.5).mode
-        'max'
+        >>> StrengthPlateau("val_loss", by=0.5, patience=2).high
+        100.0
     """
 
     monitor: str
@@ -188,7 +191,7 @@ class StrengthPlateau(StrengthRule):
             raise argument_error("by", "a finite number above 0 other than 1", self.by)
         integer_argument("patience", self.patience, 1)
         number_argument("least", self.least, "a finite number of at least 0, in units of the quantity")
-        object.__setattr__(self, "mode", direction(self.monitor, self.mode))
+        choice_argument("mode", self.mode, MODES)
         _check_bounds(self.low, self.high)
 
     def start(self, session: Any, moment: Moment) -> float:
@@ -198,19 +201,27 @@ class StrengthPlateau(StrengthRule):
 
     def after(self, session: Any, moment: Moment, record: PruneRecord, logs: Mapping[str, Any]) -> float:
         """Multiplies at a plateau."""
-        memory = session.memory
+        memory, factor = session.memory, float(session.memory["factor"])
+        best_name, waited_name = (f"strength {what} {self.monitor} {self.mode}" for what in ("best", "waited"))
         if self.monitor not in logs:
-            if "strength waited" in memory:
-                return float(memory["factor"])
+            if waited_name not in memory:
+                self._refuse_missing(moment, logs)
+            return factor
+        sign = -1.0 if direction(self.monitor, self.mode, session.model) == "max" else 1.0
+        before = memory.get(best_name, math.inf), int(memory.get(waited_name, 0))
+        best, waited, reached = wait_on_plateau(sign * float(logs[self.monitor]), *before, self.least, self.patience)
+        memory[waited_name] = waited
+        if best < math.inf:
+            memory[best_name] = best
+        return min(self.high, max(self.low, factor * self.by)) if reached else factor
+
+    def _refuse_missing(self, moment: Moment, logs: Mapping[str, Any]) -> None:
+        """Raises if the quantity will never be in the logs; what comes with a validation may come in a later epoch."""
+        validated = any(name.startswith("val_") for name in logs)
+        last = moment.epochs is not None and moment.epoch + 1 >= moment.epochs
+        if validated or last or not self.monitor.startswith("val_"):
             known = ", ".join(map(repr, logs)) or "no quantity at all"
             raise argument_error("monitor", f"a quantity in the logs, which have {known}", self.monitor)
-        value = float(logs[self.monitor]) * (-1.0 if self.mode == "max" else 1.0)
-        before = memory.get("strength best", math.inf), int(memory.get("strength waited", 0))
-        best, waited, reached = wait_on_plateau(value, *before, self.least, self.patience)
-        memory["strength waited"] = waited
-        if best < math.inf:
-            memory["strength best"] = best
-        return min(self.high, max(self.low, memory["factor"] * self.by)) if reached else float(memory["factor"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +246,8 @@ class StrengthController(MetricBudget, StrengthRule):
         tolerance: $\tau > 0$, in units of the metric: 0.005 of an accuracy is half a point.
         metric: `"loss"` or the name of a metric with which the model was compiled.
         relative_to: $m_0$: `"dense"`, the metric when `fit` begins, or a number.
-        mode: `"min"` if less is better, `"max"`, or `"auto"`: by the name, as Keras does.
+        mode: `"min"` if less is better, `"max"`, or `"auto"`: as Keras does, by what the metric itself says, and by its
+            name where it says nothing.
         low: $f_{min}$, in (0, 1].
         high: $f_{max}$, at least 1.
         batch_size: of the evaluation, for arrays.
@@ -245,8 +257,9 @@ class StrengthController(MetricBudget, StrengthRule):
 
     Raises:
         ArgumentError: if an argument is not allowed; at the start of `fit` if the model has no such metric or it is not
-            finite, no regularizer has a strength above 0, `high` times a strength is above 1, or the metric is the loss
-            and contains a penalty (`decoupled=False`).
+            finite or nothing tells its direction, no regularizer has a strength above 0, `high` times a strength is
+            above 1, the metric is the loss and contains a penalty (`decoupled=False`), or a resumed training that has
+            pruned has never measured this metric.
 
     Example:
         >>> import numpy as np
@@ -263,6 +276,8 @@ class StrengthController(MetricBudget, StrengthRule):
     low: float = dataclasses.field(default=0.01, kw_only=True)
     high: float = dataclasses.field(default=100.0, kw_only=True)
 
+    memory: ClassVar[str] = "strength dense"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tolerance == 0:
@@ -272,16 +287,7 @@ class StrengthController(MetricBudget, StrengthRule):
     def start(self, session: Any, moment: Moment) -> float:
         """Measures the dense network; 1, or where a resumed training was."""
         _refuse_strengths(session, self, "high", self.high)
-        if self.metric == "loss" and any(
-            w.regularizer.strength and not w.regularizer.decoupled for w in session.weights
-        ):
-            raise argument_error(
-                "metric",
-                "the name of a compiled metric where decoupled=False",
-                "loss",
-                "The loss contains the penalty.",
-            )
-        self.measure_dense(session, "strength dense")
+        self.measure_dense(session, moment)
         return float(session.memory.get("factor", 1.0))
 
     def may_prune(self, session: Any) -> bool:
@@ -295,14 +301,13 @@ class StrengthController(MetricBudget, StrengthRule):
         spent = memory.pop("strength spent now", None)
         if spent is None or record.nonzero < record.nonzero_before:
             spent = self._spent(session)
-        before = memory.get("strength spent")
-        memory["strength spent"] = spent
+        name = f"strength spent of {self.tolerance} {self.metric} beside {self.relative_to}"
+        before, memory[name] = memory.get(name), spent
         return controlled_factor(memory["factor"], spent, before, self.low, self.high)
 
     def _spent(self, session: Any) -> float:
         """x: the share of the tolerance that is spent."""
-        reference = self.reference(dense=session.memory["strength dense"])
-        return spent_share(self.measure(session), reference, self.tolerance)
+        return spent_share(self.measure(session), self.reference(session), self.tolerance)
 
 
 def _check_bounds(low: float, high: float) -> None:

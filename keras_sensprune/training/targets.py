@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -68,6 +69,12 @@ def owners(model: Any) -> dict[int, Any]:
         for variable in layer._trainable_variables:
             found.setdefault(id(variable), layer)
     return found
+
+
+def parameters(model: Any) -> int:
+    """Number of parameters, as `sparsity_report` counts them: frozen ones are some, moving statistics are not."""
+    layers = model._flatten_layers(include_self=True)
+    return sum(math.prod(v.shape) for v in {id(v): v for layer in layers for v in layer._trainable_variables}.values())
 
 
 def prunable_weights(model: Any) -> list[Target]:

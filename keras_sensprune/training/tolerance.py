@@ -12,7 +12,8 @@ from keras_sensprune.errors import choice_argument, fraction_argument, integer_a
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.search import largest_threshold
 from keras_sensprune.training.budget import MetricBudget
-from keras_sensprune.training.rules import Choice, Moment, PruningRule, refuse_fixed, trials
+from keras_sensprune.training.moment import Moment
+from keras_sensprune.training.rules import Choice, PruningRule, refuse_fixed, trials
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class ToleranceThreshold(MetricBudget, PruningRule):
         metric: `"loss"` or the name of a metric with which the model was compiled.
         relative_to: $m_0$: `"dense"`, the metric when `fit` begins; `"current"`, the metric of the epoch before
             anything goes; or a number.
-        mode: `"min"` if less is better, `"max"`, or `"auto"`: by the name, as Keras does.
+        mode: `"min"` if less is better, `"max"`, or `"auto"`: as Keras does, by what the metric itself says, and by its
+            name where it says nothing.
         scope: `"global"`: one threshold; `"layer"`: one per tensor, the largest tensor first, each with an equal share
             of the tolerance beside what the ones before it have left over.
         patience: 0: prune in every epoch that is due. n: only when the metric has not become better for n epochs
@@ -48,8 +50,9 @@ class ToleranceThreshold(MetricBudget, PruningRule):
         A frozen configuration object, for `PruneAtEpochEnd(threshold=...)`.
 
     Raises:
-        ArgumentError: if an argument is not allowed; at the start of `fit` if the model has no such metric, or it is
-            not finite, or the structure is `NofM`.
+        ArgumentError: if an argument is not allowed; at the start of `fit` if the model has no such metric, it is not
+            finite or nothing tells its direction, the metric is the loss and contains a penalty (`decoupled=False`),
+            the structure is `NofM`, or a resumed training that has pruned has never measured this metric.
 
     Example:
         >>> import numpy as np
@@ -78,15 +81,15 @@ class ToleranceThreshold(MetricBudget, PruningRule):
         """Measures the dense model, and refuses what cannot work before training starts."""
         refuse_fixed(session.items(), self.metric)
         session.memory.setdefault("removed", 0)
-        self.measure_dense(session, "dense")
+        self.measure_dense(session, moment)
 
     def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
         """Searches; where a plateau is waited for and not reached, nothing goes."""
         memory, kept = session.memory, [items.at_least(0.0) for items in families]
         now = self.measure(session)
-        if self.patience and not self._plateau(memory, now):
+        if self.patience and not self._plateau(session, now):
             return _choice(kept, [0.0])
-        reference = self.reference(dense=memory["dense"], current=now)
+        reference = self.reference(session, current=now)
         everything = list(range(len(families)))
         turns = [everything]
         if self.scope == "layer":
@@ -111,16 +114,18 @@ class ToleranceThreshold(MetricBudget, PruningRule):
                 thresholds.append(found.threshold)
         return _choice(kept, thresholds)
 
-    def _plateau(self, memory: dict[str, float], now: float) -> bool:
+    def _plateau(self, session: Any, now: float) -> bool:
         """Whether the metric has stopped becoming better; then a new wait begins."""
-        waited = memory.get("waited", 0) + 1
-        if now < memory.get("best", math.inf):
-            memory.update(best=now, waited=0)
+        memory = session.memory
+        best, waiting = (f"{what} {self.metric} {self.mode}" for what in ("best", "waited"))
+        waited = memory.get(waiting, 0) + 1
+        if now < memory.get(best, math.inf):
+            memory.update({best: now, waiting: 0})
             return False
-        memory["waited"] = waited
+        memory[waiting] = waited
         if waited < self.patience:
             return False
-        del memory["best"], memory["waited"]
+        del memory[best], memory[waiting]
         return True
 
 

@@ -172,6 +172,65 @@ def test_all_steps_of_a_schedule_of_tfmot_are_asked_once_also_in_a_resumed_run(t
         np.testing.assert_array_equal(a, b)
 
 
+class Firing:
+    """Like a schedule of TF-MOT that is true at these steps, of which an epoch has two: 0.1 more with each step."""
+
+    begin_step, frequency = 0, 1
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def __call__(self, step):
+        return step in self.steps, 0.1 * (step + 1)
+
+
+def test_the_epochs_that_are_due_decide_what_is_the_end():
+    """Every third epoch from 1: after 1 and 4; what lies behind the last one need not be reached."""
+    rule = SparsityTarget(SparsitySchedule(0.9, "linear", begin=0, end=5))
+    _, prune, _ = fit(rule, epochs=6, start_epoch=1, frequency=3)
+    assert [r.total - r.nonzero for r in prune.records] == [0, *[round(0.36 * TOTAL)] * 3, *[round(0.9 * TOTAL)] * 2]
+    _, prune, _ = fit(SparsityTarget(Firing(1, 7)), start_epoch=0, frequency=3)
+    assert [r.total - r.nonzero for r in prune.records] == [round(s * TOTAL) for s in (0.2, 0.2, 0.2, 0.8)]
+    _, prune, _ = fit(SparsityTarget(SparsitySchedule(0.9, "constant")), start_epoch=3)
+    assert prune.records[-1].nonzero == TOTAL - round(0.9 * TOTAL)
+
+
+def later(rule, model, epochs, **options):
+    """A `fit` that goes on at epoch 4."""
+    prune = PruneAtEpochEnd(rule, **options)
+    model.fit(X, Y, epochs=epochs, initial_epoch=4, batch_size=16, verbose=0, callbacks=[prune])
+    return [r.total - r.nonzero for r in prune.records]
+
+
+def test_a_later_fit_counts_its_own_epochs_unless_the_model_is_sparse_enough():
+    rule = SparsityTarget(SparsitySchedule(0.503, end=3))
+    with pytest.raises(ArgumentError, match="goes on in epoch 4"):
+        later(rule, network(), 6)
+    with pytest.raises(
+        ArgumentError, match="`start_epoch` must be such that a pruning is due after one of the epochs 4 to 5"
+    ):
+        later(SparsityTarget(0.5), network(), 6, frequency=3)
+    model, _, _ = fit(rule)
+    assert later(rule, model, 6) == [217] * 2
+    assert later(SparsityTarget(0.25), model, 5, frequency=9) == [217]
+    model, prune, _ = fit(rule, structure=Block(1, 4))
+    assert later(rule, model, 5, structure=Block(1, 4)) == [TOTAL - prune.records[-1].nonzero]
+
+
+def test_a_resumed_run_counts_the_prunings_before(tmp_path):
+    """Killed after the last pruning that is due, and after the end of the schedule."""
+    rule, options = SparsityTarget(SparsitySchedule(0.5, end=3)), {"state_path": tmp_path / "state", "frequency": 3}
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 3
+
+    model = network()
+    callbacks = [Stop(), PruneAtEpochEnd(rule, **options)]
+    model.fit(X, Y, epochs=6, batch_size=16, shuffle=False, verbose=0, callbacks=callbacks)
+    assert later(rule, model, 6, **options)[-1] == TOTAL // 2
+
+
 REFUSED = {
     "percent": (lambda: SparsityTarget(90), "schedule"),
     "a function": (lambda: SparsityTarget(lambda step: 0.5), "schedule"),
@@ -194,6 +253,28 @@ AT_THE_START = {
     "limits too narrow": (SparsityTarget(0.9, limits={"*": (0.0, 0.5)}), {}, "389 zeros of 432 weights"),
     "N of M": (SparsityTarget(0.5), {"structure": NofM(2, 4)}, "itself says how many go"),
     "never prunes": (SparsityTarget(SparsitySchedule(0.5, begin=5, end=9)), {}, "prunes within 4 epochs"),
+    "no pruning is due": (
+        SparsityTarget(0.9),
+        {"start_epoch": 50},
+        "`start_epoch` must be such that",
+    ),
+    "the last pruning comes too early": (
+        SparsityTarget(0.9),
+        {"frequency": 9},
+        "one that is at 0.9 by the last pruning, after epoch 0 of 4 (from 0), not at 0.633333",
+    ),
+    "it ends after the training": (SparsityTarget(SparsitySchedule(0.9, "linear", end=8)), {}, "not at 0.45"),
+    "over before the first pruning": (
+        SparsityTarget(SparsitySchedule(0.9, end=2)),
+        {"start_epoch": 2},
+        "one that goes on in epoch 2 (from 0), the first after which a pruning is due",
+    ),
+    "TF-MOT fires in other epochs": (SparsityTarget(Firing(2, 3)), {"frequency": 2}, "prunes within 4 epochs"),
+    "TF-MOT ends in other epochs": (
+        SparsityTarget(Firing(0, 5)),
+        {"frequency": 3},
+        "after epoch 3 of 4 (from 0), not at 0.1",
+    ),
     "schedule ends before it begins": (SparsityTarget(SparsitySchedule(0.5, begin=3, end=0.5)), {}, "of 4 epochs"),
 }
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_sensprune import PruneAtEpochEnd, SensitivityRegularizer, SizeTarget, SparsitySchedule
+from keras_sensprune import PruneAtEpochEnd, SensitivityRegularizer, SizeTarget, SparsitySchedule, sparsity_report
 from keras_sensprune.errors import ArgumentError, ModelError
 
 RNG = np.random.default_rng(0)
@@ -14,13 +14,17 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 WEIGHTS, BIASES = 12 * 20 + 20 * 4, 24
 
 
-def fit(rule, epochs=4):
+def network():
     keras.utils.set_random_seed(0)
     sparse = SensitivityRegularizer(1e-3)
     body = [keras.layers.Dense(n, "relu" if n > 4 else None, kernel_regularizer=sparse) for n in (20, 4)]
     model = keras.Sequential([keras.Input((12,)), *body])
     model.compile(keras.optimizers.SGD(0.05), LOSS, run_eagerly=True)
-    prune = PruneAtEpochEnd(rule)
+    return model
+
+
+def fit(rule, epochs=4, model=None, **options):
+    model, prune = model or network(), PruneAtEpochEnd(rule, **options)
     model.fit(X, Y, epochs=epochs, verbose=0, callbacks=[prune])
     return model, prune
 
@@ -39,6 +43,43 @@ def test_the_number_of_parameters_is_met_exactly():
     assert nonzero(model) == 100
     assert [r.nonzero for r in prune.records][-1] == 100 - BIASES
     assert sorted((r.nonzero for r in prune.records), reverse=True) == [r.nonzero for r in prune.records]
+
+
+def test_frozen_parameters_count_and_moving_statistics_do_not():
+    sparse = SensitivityRegularizer(1e-3)
+    frozen = keras.layers.Dense(12, trainable=False)  # 12 * 12 + 12
+    body = [keras.layers.Dense(20, kernel_regularizer=sparse), keras.layers.BatchNormalization(), keras.layers.Dense(4)]
+    model = keras.Sequential([keras.Input((12,)), frozen, *body])
+    model.compile(keras.optimizers.SGD(0.05), LOSS, run_eagerly=True)
+    others = 156 + 20 + 40 + 84
+    fit(SizeTarget(parameters=others + 50), model=model)
+    assert np.count_nonzero(model.layers[1].kernel.numpy()) == 50
+    report = sparsity_report(model)
+    assert report.nonzero_weights + sum(row.biases for row in report.layers) == others + 50
+    with pytest.raises(ModelError, match=f"{others} parameters that are not pruned"):
+        fit(SizeTarget(parameters=others), model=model)
+
+
+def test_a_resumed_run_with_another_target_meets_the_other_one(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    def train(rule, first, *others):
+        callbacks = [*others, PruneAtEpochEnd(rule, state_path=tmp_path / "state")]
+        model.fit(X, Y, epochs=4, initial_epoch=first, shuffle=False, verbose=0, callbacks=callbacks)
+
+    model = network()
+    train(SizeTarget(parameters=100), 0, Stop())
+    train(SizeTarget(parameters=40), 2)
+    assert nonzero(model) == 40
+
+
+def test_a_target_that_no_pruning_reaches_is_refused_before_training_starts():
+    with pytest.raises(ArgumentError, match="Argument `start_epoch` must be"):
+        fit(SizeTarget(parameters=100), start_epoch=9)
+    with pytest.raises(ArgumentError, match="by the last pruning, after epoch 0 of 4"):
+        fit(SizeTarget(parameters=100), frequency=9)
 
 
 def test_a_model_that_is_small_enough_loses_nothing():

@@ -168,6 +168,28 @@ def test_a_plateau_of_a_validation_metric_lowers_it():
     assert history["strength_factor"] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
 
 
+def test_an_epoch_without_a_validation_is_no_observation():
+    """A learning rate of 0, so the loss stays nearly as it is; the first validation is after the second epoch."""
+    rule = StrengthPlateau("val_loss", by=0.5, patience=1, least=0.01)
+    model = network(SensitivityRegularizer(1e-6), rate=0.0)
+    _, history = fit(
+        model, rule, 6, threshold=0.0, sensitivity=Sensitivity("none"), validation_data=V, validation_freq=2
+    )
+    assert history["strength_factor"] == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5]
+
+
+def test_the_direction_of_a_plateau_is_that_of_the_metric():
+    """The R2 of constant predictions is the same in all epochs but negative; with a rate it becomes better."""
+    model = network()
+    metric = keras.metrics.R2Score(name="fit")
+    model.compile(keras.optimizers.SGD(0.1), "mse", metrics=[metric])
+    callback = PruneAtEpochEnd(0.0, strength=StrengthPlateau("fit", by=2.0, patience=1))
+    targets = np.eye(3, dtype="float32")[Y]
+    history = model.fit(X, targets, epochs=4, shuffle=False, verbose=0, callbacks=[callback]).history
+    assert history["fit"] == sorted(history["fit"])
+    assert history["strength_factor"] == [1.0] * 4
+
+
 def test_the_controller_follows_its_law_with_the_metric_of_the_pruned_network():
     model = network(rate=0.05)
     dense = model.evaluate(*V, verbose=0)[0]
@@ -234,6 +256,22 @@ def test_a_resumed_run_is_the_uninterrupted_run(name, tmp_path):
     assert_same((values(resumed), unlabeled(records)), (values(whole), unlabeled(expected)))
     assert factors[4:] == factors[:4]
     assert len(set(factors[:4])) > 1
+
+
+@pytest.mark.filterwarnings("ignore:All weights of")
+def test_a_resumed_run_with_another_rule_does_not_use_what_the_old_one_remembers(tmp_path):
+    """The loss of the dense network, about 1, is no accuracy; the best loss is none either."""
+    model = network(rate=0.0)
+    options = {"state_path": tmp_path / "state"}
+    fit(model, StrengthController(V, 0.5), 2, threshold=0.2, options=options)
+    for rule in (StrengthController(V, 0.01, "accuracy"), StrengthController(V, 0.01, "accuracy", mode="max")):
+        with pytest.raises(ArgumentError, match="`relative_to` must be a number where a training goes on"):
+            fit(model, rule, 4, 0.2, options=options, initial_epoch=2)
+    fit(model, StrengthController(V, 0.01, "accuracy", relative_to=0.0), 4, 0.2, options=options, initial_epoch=2)
+    fit(model, StrengthPlateau("loss", by=0.5, patience=2), 6, 0.2, options=options, initial_epoch=4)
+    plateau = StrengthPlateau("accuracy", by=0.5, patience=2)
+    _, history = fit(model, plateau, 8, 0.2, options=options, initial_epoch=6)
+    assert history["strength_factor"][1] == history["strength_factor"][0]  # the first accuracy is the best so far
 
 
 # What is refused
@@ -310,11 +348,19 @@ def test_what_cannot_work_is_refused_before_training_starts(case, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_quantity_that_is_not_logged_is_named_after_the_first_epoch_with_those_that_are():
-    model = network()
+@pytest.mark.parametrize(
+    ("monitor", "epochs", "settings"),
+    [("error", 1, {}), ("val_error", 1, {"validation_data": V}), ("val_loss", 3, {})],
+)
+def test_a_quantity_that_will_not_be_logged_is_named_with_those_that_are(monitor, epochs, settings):
+    """After the first epoch; what a validation may still bring is waited for, to the last epoch at most."""
+    model, begun = network(), []
+    count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: begun.append(epoch))
+    prune = PruneAtEpochEnd(0.02, strength=StrengthPlateau(monitor, by=0.5))
     with pytest.raises(ArgumentError) as caught:
-        fit(model, StrengthPlateau("val_loss", by=0.5))
-    assert "Argument `monitor` must be a quantity in the logs, which have 'accuracy', 'loss', 'sparsity'" in str(
-        caught.value
-    )
+        model.fit(X, Y, epochs=3, verbose=0, callbacks=[prune, count], **settings)
+    assert len(begun) == epochs
+    val = "'val_accuracy', 'val_loss', " if settings else ""
+    known = f"which have 'accuracy', 'loss', {val}'sparsity'"
+    assert f"Argument `monitor` must be a quantity in the logs, {known}" in str(caught.value)
     assert pristine(model)

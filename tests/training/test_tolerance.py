@@ -6,6 +6,7 @@ import pytest
 
 from keras_sensprune import NofM, PruneAtEpochEnd, SensitivityRegularizer, ToleranceThreshold
 from keras_sensprune.errors import ArgumentError
+from keras_sensprune.training.budget import direction
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 8)).astype("float32")
@@ -137,6 +138,88 @@ def test_validation_inside_fit_describes_the_pruned_model(trained):
     assert history["val_loss"][-1] == pytest.approx(model.evaluate(*V, verbose=0)[0], rel=1e-6)
 
 
+METRICS = {
+    "mean_io_u": ("max", lambda: keras.metrics.MeanIoU(3, sparse_y_pred=False)),
+    "r2_score": ("max", lambda: keras.metrics.R2Score(name="r2_score")),
+    "acceleration_mae": ("min", lambda: keras.metrics.MeanAbsoluteError(name="acceleration_mae")),  # "acc" is in it
+    "gain": (None, lambda: keras.metrics.MeanMetricWrapper(one, name="gain")),
+}
+
+
+def one(y, prediction):
+    return keras.ops.ones_like(prediction[:, 0])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_metric_itself_says_in_which_direction_it_is_better(name):
+    """Of the dense model the metric is as good as it can be; so nothing may become worse, whatever that means."""
+    expected, build = METRICS[name]
+    x, y = X[:32], np.eye(3, dtype="float32")[Y[:32]]
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, kernel_regularizer=SensitivityRegularizer(0.0))])
+    target = y if name != "mean_io_u" else Y[:32]
+    loss = "mse" if name != "mean_io_u" else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss, metrics=[build()], run_eagerly=True)
+    found = []
+    rule = ToleranceThreshold((x, target), 0.0, name, relative_to=0.0)
+    watch = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: found.append(rule.measure(model._sensprune_session) / model.get_metrics_result()[name])
+    )
+    if expected is None:
+        with pytest.raises(ArgumentError, match="Argument `mode` must be 'min' or 'max' for 'gain'"):
+            model.fit(x, target, verbose=0, callbacks=[PruneAtEpochEnd(rule)])
+        rule = ToleranceThreshold((x, target), 0.0, name, relative_to=0.0, mode="max")
+    model.fit(x, target, verbose=0, callbacks=[PruneAtEpochEnd(rule), watch])
+    assert np.sign(found) == [{"max": -1, "min": 1, None: -1}[expected]]
+    assert direction(f"val_{name}", "auto" if expected else "max", model) == (expected or "max")
+
+
+def test_without_a_model_the_name_decides_and_several_outputs_have_their_own_metrics():
+    names = ("accuracy", "val_loss", "f1_score", "mse", "sparsity", "head_loss")
+    assert [direction(name) for name in names] == ["max", "min", "max", "min", "max", "min"]
+    for name in ("quality", "accuracy_loss"):
+        with pytest.raises(ArgumentError, match=f"Argument `mode` must be 'min' or 'max' for '{name}'"):
+            direction(name)
+    into = keras.Input((8,))
+    model = keras.Model(into, {name: keras.layers.Dense(3, name=name)(into) for name in "ab"})
+    metrics = {"a": [keras.metrics.CosineSimilarity(name="quality")], "b": [keras.metrics.MeanSquaredError("quality")]}
+    model.compile("sgd", "mse", metrics=metrics)
+    model.evaluate(X, dict.fromkeys("ab", np.eye(3)[Y]), verbose=0)
+    assert [direction(f"val_{name}_quality", model=model) for name in "ab"] == ["max", "min"]
+
+
+def test_the_evaluation_is_compiled_once_for_all_prunings_and_trials(trained):
+    traces, asked = [], []
+
+    class Counting(keras.Sequential):
+        def test_step(self, data):
+            traces.append(1)
+            return super().test_step(data)
+
+    class Asking(ToleranceThreshold):
+        def measure(self, session):
+            found = super().measure(session)
+            asked.append(len(traces))
+            return found
+
+    model = Counting([keras.Input((8,)), *network().layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+    model.set_weights(trained)
+    prune = PruneAtEpochEnd(Asking(V, 0.05, relative_to="current"))
+    model.fit(X, Y, epochs=4, verbose=0, callbacks=[prune])
+    assert sum(r.nonzero < r.nonzero_before for r in prune.records) > 1
+    assert len(asked) > 12
+    assert set(asked) == {2}  # TensorFlow traces twice what makes variables at its first call, those of the metrics
+
+
+def test_a_loss_that_contains_the_penalty_is_refused():
+    """What goes would make room for itself: every zero lowers the penalty."""
+    model = network(SensitivityRegularizer(1e-3, decoupled=False))
+    with pytest.raises(ArgumentError, match="`metric` must be the name of a compiled metric where decoupled=False"):
+        model.fit(X, Y, verbose=0, callbacks=[PruneAtEpochEnd(ToleranceThreshold(V, 0.1))])
+    model.fit(X, Y, verbose=0, callbacks=[PruneAtEpochEnd(ToleranceThreshold(V, 0.0, "accuracy", 2.0))])
+
+
 REFUSED = {
     "validation_data": {"validation_data": None},
     "tolerance": {"tolerance": -0.1},
@@ -170,7 +253,7 @@ def test_a_resumed_training_remembers_the_dense_metric(trained, tmp_path):
 
     class Spy(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            dense.append(self.model._sensprune_session.memory["dense"])
+            dense.append(self.model._sensprune_session.memory["dense loss"])
 
     model, options = network(SensitivityRegularizer(0.0)), {"state_path": tmp_path / "state"}
     model.set_weights(trained)
@@ -179,3 +262,31 @@ def test_a_resumed_training_remembers_the_dense_metric(trained, tmp_path):
     model.fit(X, Y, epochs=3, initial_epoch=2, verbose=0, callbacks=[PruneAtEpochEnd(rule, **options), Spy()])
     assert len(set(dense)) == 1
     assert model.evaluate(*V, verbose=0)[0] != pytest.approx(dense[0], rel=1e-3)  # it would have been another by now
+
+
+def test_a_resumed_training_with_another_metric_asks_for_its_reference(trained, tmp_path):
+    def train(rule, first):
+        prune = PruneAtEpochEnd(rule, state_path=tmp_path / "state")
+        model.fit(X, Y, epochs=first + 2, initial_epoch=first, verbose=0, callbacks=[prune])
+        return prune
+
+    model = network(SensitivityRegularizer(0.0))
+    model.set_weights(trained)
+    assert train(ToleranceThreshold(V, 0.3), 0).records[-1].sparsity > 0
+    with pytest.raises(ArgumentError, match="`relative_to` must be a number where a training goes on that has pruned"):
+        train(ToleranceThreshold(V, 0.01, "accuracy"), 2)
+    before = np.count_nonzero(model.get_weights()[0])
+    train(ToleranceThreshold(V, 0.0, "accuracy", relative_to=2.0), 2)  # no accuracy is as good as that
+    assert np.count_nonzero(model.get_weights()[0]) == before
+    train(ToleranceThreshold(V, 0.3), 4)  # the loss of the dense model is not forgotten
+
+
+def test_a_resumed_training_that_has_pruned_nothing_measures_another_metric(trained, tmp_path):
+    model, options = network(SensitivityRegularizer(0.0)), {"state_path": tmp_path / "state"}
+    model.set_weights(trained)
+    model.fit(
+        X, Y, epochs=1, verbose=0, callbacks=[PruneAtEpochEnd(ToleranceThreshold(V, 0.3), start_epoch=5, **options)]
+    )
+    prune = PruneAtEpochEnd(ToleranceThreshold(V, 0.1, "accuracy"), **options)
+    model.fit(X, Y, epochs=2, initial_epoch=1, verbose=0, callbacks=[prune])
+    assert prune.records[-1].sparsity > 0
