@@ -75,7 +75,7 @@ def cross_validate(
             optimizer; 0 for none.
         batch_size: examples per step, and per step of the evaluation.
         metric: `"loss"` or the name of a metric with which the model was compiled.
-        mode: `"min"` if less is better, `"max"`, or `"auto"`: by the name, as Keras does.
+        mode: `"min"` if less is better, `"max"`, or `"auto"`: a loss falls, a metric says it itself, as in Keras.
         sensitivity: which sensitivity the rule uses; None means `Sensitivity()`.
         seed: of folds, weights and training; below $2^{31}$.
         path: a JSON file that is replaced after each training. If it exists, the cross-validation goes on from there.

@@ -112,18 +112,23 @@ class Monitor:
         return round(error, 4) if self.percent else error
 
 
-def choose_monitor(found: dict[str, float], metric: str | None) -> Monitor:
+def choose_monitor(
+    found: dict[str, float], metric: str | None, mode: str = "auto", model: keras.Model | None = None
+) -> Monitor:
     """The named quantity; without a name the model's accuracy, or else the loss.
 
     Args:
         found: what `evaluate` returned.
         metric: a name in it, or None.
+        mode: `"min"`, `"max"` or `"auto"`, see `direction`.
+        model: the model, whose metrics say what is better.
 
     Returns:
         A `Monitor`.
 
     Raises:
-        ArgumentError: if there is no such quantity, or None leaves a choice between several accuracies.
+        ArgumentError: if there is no such quantity, nothing tells whether more of it is better, or None leaves a choice
+            between several accuracies.
     """
     names = ", ".join(map(repr, found))
     if metric is None:
@@ -133,7 +138,7 @@ def choose_monitor(found: dict[str, float], metric: str | None) -> Monitor:
         metric = accuracies[0] if accuracies else "loss"
     elif metric not in found:
         raise argument_error("metric", f"one of {names}", metric)
-    more_is_better = direction(metric, "auto") == "max"
+    more_is_better = direction(metric, mode, model) == "max"
     return Monitor(metric, more_is_better)
 
 

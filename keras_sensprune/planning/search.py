@@ -78,7 +78,7 @@ def search(
             None counts the prunable weights that are not zero.
         batch_size: examples per step, and per step of the evaluation.
         metric: `"loss"` or the name of a metric with which the model was compiled.
-        mode: `"min"` if less is better, `"max"`, or `"auto"`: by the name, as Keras does.
+        mode: `"min"` if less is better, `"max"`, or `"auto"`: a loss falls, a metric says it itself, as in Keras.
         sensitivity: which sensitivity the rule uses; None means `Sensitivity()`.
         seed: of held-out examples, weights, training and proposals; below $2^{31}$.
         path: a JSON file that is replaced after each trial. If it exists, the search goes on from there; `trials` and

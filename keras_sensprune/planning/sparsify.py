@@ -32,6 +32,7 @@ def sparsify(
     validation_data: Any = None,
     *,
     metric: str | None = None,
+    mode: str = "auto",
     dense_epochs: int = 20,
     round_epochs: int = 10,
     fine_epochs: int = 20,
@@ -63,6 +64,8 @@ def sparsify(
         budget: a `Budget`.
         validation_data: the same as `data`. None: the last tenth of the arrays, which then is not trained on.
         metric: name of the quantity that decides, `"loss"` or a compiled metric. None: the accuracy, or else the loss.
+        mode: `"min"` if less of it is better, `"max"`, or `"auto"`: a loss falls, a metric says it itself, as in Keras.
+            The error of what grows is 100 * (1 - value).
         dense_epochs: most epochs of the dense phase; 0 if the model is trained already.
         round_epochs: most epochs of a round.
         fine_epochs: most epochs of the fine-tuning; 0 for none.
@@ -108,11 +111,11 @@ def sparsify(
     feed = make_feed(data, validation_data, batch_size)
     with borrowed(model) as start:
         _mark(model, SHRUNK / (feed.steps * max(1, round_epochs // 2)))
-        monitor = choose_monitor(feed.evaluate(model), metric)
+        monitor = choose_monitor(feed.evaluate(model), metric, mode, model)
         targets = prunable_weights(model)
         settings = {
             "budget": to_dict(budget),
-            "metric": monitor.name,
+            "metric": [monitor.name, monitor.percent],
             "epochs": [dense_epochs, round_epochs, fine_epochs],
             "keep": plan.keep,
             "sensitivity": {**vars(plan.sensitivity), "output_fn": plan.sensitivity.output_fn is not None},

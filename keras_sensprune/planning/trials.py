@@ -15,6 +15,7 @@ from keras_sensprune.errors import ArgumentError, ModelError, TrainingError, arg
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.planning.feed import digest
 from keras_sensprune.records import FitSettings
+from keras_sensprune.training.budget import direction
 from keras_sensprune.training.callback import PruneAtEpochEnd
 from keras_sensprune.training.rules import PruningRule
 from keras_sensprune.training.targets import prunable_weights
@@ -74,7 +75,7 @@ def fit_settings(
     sensitivity: Sensitivity | None,
     seed: int,
 ) -> FitSettings:
-    """The settings that all trainings share, checked; the number of weights is not known yet.
+    """The settings that all trainings share, checked; what only a model can tell is not known yet: see `tried`.
 
     Raises:
         ArgumentError: if one of them is not allowed.
@@ -84,12 +85,12 @@ def fit_settings(
         raise argument_error("seed", "an integer below 2147483648", seed)
     if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
         raise argument_error("sensitivity", "a Sensitivity or None", sensitivity)
-    rule = ToleranceThreshold((sets[0].x, sets[0].y), 0.0, metric, mode=mode, batch_size=batch_size)
+    ToleranceThreshold((sets[0].x, sets[0].y), 0.0, metric, mode=mode, batch_size=batch_size)  # checks them
     data = "; ".join(f"{len(each.x)} examples, {digest((each.x, each.y))}" for each in sets)
     chosen = sensitivity or Sensitivity()
     parts = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
     shown = ", ".join(f"{k}={getattr(v, '__qualname__', v)}" for k, v in parts.items() if v is not None)
-    return FitSettings(data, 0, epochs, batch_size, metric, rule.mode, shown, seed)
+    return FitSettings(data, 0, epochs, batch_size, metric, mode, shown, seed)
 
 
 class Builder:
@@ -127,10 +128,10 @@ class Builder:
 
 
 def tried(model: Any, settings: FitSettings, examples: Examples) -> FitSettings:
-    """The settings with the number of prunable weights, after a look at the model and its metric before any training.
+    """The settings with the number of prunable weights and the direction of the metric, after a look at the model.
 
     Raises:
-        ArgumentError: if the model cannot be evaluated on the data, or has no such metric.
+        ArgumentError: if the model cannot be evaluated on the data, has no such metric, or nothing tells its direction.
     """
     first = Examples(examples.x[: settings.batch_size], examples.y[: settings.batch_size])
     try:
@@ -142,7 +143,8 @@ def tried(model: Any, settings: FitSettings, examples: Examples) -> FitSettings:
     except Exception as error:  # whatever Keras or TensorFlow raise for shapes that do not fit
         text = " ".join(str(error).split())[:300]
         raise argument_error("data", "data on which the model of `build` can be evaluated", text) from error
-    return dataclasses.replace(settings, weights=sum(math.prod(t.variable.shape) for t in prunable_weights(model)))
+    weights = sum(math.prod(t.variable.shape) for t in prunable_weights(model))
+    return dataclasses.replace(settings, weights=weights, mode=direction(settings.metric, settings.mode, model))
 
 
 def fit(

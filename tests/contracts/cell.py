@@ -217,7 +217,9 @@ def _check_decay(route: Route, case: Any, sensitivity: Sensitivity, epochs: int,
     run = _train(route, model, data | {"epochs": epochs}, 0.0, sensitivity)
     most = epochs * steps // _accumulated(route)  # Keras counts one more for each end of data of unknown length
     updates = min(_updates(model) - updates, most)  # fewer: a part for validation, skips of the loss scale
-    assert updates >= max(1, most // 2), f"only {updates} updates"
+    # The loss scale begins at 2^15, and every step that it spoils halves it: for MobileNetV2 that is nine out of ten.
+    least = 1 if route.policy == "mixed_float16" else max(1, most // 2)
+    assert updates >= least, f"only {updates} updates"
     # n float32 roundings of w, and some five in the share that is taken away; doubled.
     tolerance = 2 * (updates + 5) * 2**-24
     for value, w, s in zip(_values(model), start, run.sensitivities, strict=True):

@@ -13,6 +13,7 @@ from keras_sensprune.planning import phases
 from keras_sensprune.planning.feed import make_feed
 from keras_sensprune.planning.phases import Monitor, PhasePace, choose_monitor
 from keras_sensprune.planning.target import weights_to_keep
+from keras_sensprune.planning.trials import Examples, fit_settings, tried
 
 X, Y = np.arange(40.0, dtype="float32").reshape(20, 2), np.arange(20) % 2
 
@@ -64,6 +65,17 @@ def test_data_that_cannot_be_used_are_refused(data, validation, message):
     with pytest.raises(ArgumentError) as caught:
         make_feed(data, validation, 4)
     assert str(caught.value).startswith(message)
+
+
+def test_a_search_asks_the_metric_what_is_better():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_regularizer=SensitivityRegularizer(0.1))])
+    overlap = keras.metrics.BinaryIoU(name="overlap")
+    model.compile("sgd", "mse", metrics=[overlap, keras.metrics.MeanSquaredError(name="quality")])
+    examples = Examples(X / 40, Y)
+    plan = {"epochs": 1, "batch_size": 4, "sensitivity": None, "seed": 0}
+    for metric, mode, expected in (("overlap", "auto", "max"), ("quality", "auto", "min"), ("quality", "max", "max")):
+        settings = tried(model, fit_settings([examples], metric=metric, mode=mode, **plan), examples)
+        assert (settings.mode, settings.weights) == (expected, 2)
 
 
 def test_the_watched_quantity_is_the_accuracy_or_else_the_loss():

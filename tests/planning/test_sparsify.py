@@ -443,6 +443,25 @@ def test_a_model_with_another_regularizer_is_refused_by_its_name():
     assert sparsify(model, problem(), Budget(sparsity=0.5), **EPOCHS).phases[0].total == 20
 
 
+def test_a_metric_says_itself_what_is_better():
+    model, data, validation = regression()
+    model.compile(keras.optimizers.SGD(0.1), "mse", metrics=[keras.metrics.R2Score(), Own(name="own")])
+    settings = {"dense_epochs": 2, "round_epochs": 1, "fine_epochs": 0, "say": None}
+    result = sparsify(model, data, Budget(sparsity=0.5), validation, metric="r2_score", **settings)
+    assert result.percent
+    assert result.dense_error == pytest.approx(0, abs=20) != 100
+    assert result.error > result.dense_error  # every input counts
+    with pytest.raises(ArgumentError, match="Argument `mode` must be 'min' or 'max' for 'own'"):
+        sparsify(model, data, Budget(sparsity=0.5), validation, metric="own", **settings)
+
+
+class Own(keras.metrics.Mean):
+    """A metric that does not say what is better."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(keras.ops.mean(y_pred))
+
+
 def test_a_budget_says_what_is_wrong_with_it():
     cases = [
         ({}, "A budget needs `error`, `bytes`, `parameters` or `sparsity`: a time alone"),
