@@ -44,7 +44,7 @@ def direction(name: str, mode: str = "auto", model: Any = None) -> str:
     if watched == "loss":
         return "min"
     told = getattr(_compiled_metric(model, watched), "_direction", None)
-    found = {"up": "max", "down": "min"}.get(told or "") or direction_of_name(watched)
+    found = {"up": "max", "down": "min"}.get(told or "") or _direction_of_name(watched)
     if found is None:
         raise argument_error(
             "mode",
@@ -55,7 +55,7 @@ def direction(name: str, mode: str = "auto", model: Any = None) -> str:
     return found
 
 
-def direction_of_name(name: str) -> str | None:
+def _direction_of_name(name: str) -> str | None:
     """`"min"` or `"max"`; None if the name says neither, or both."""
     grows, falls = (any(part in name for part in parts) for parts in (_GROWS, _FALLS))
     return None if grows == falls else "max" if grows else "min"
@@ -82,7 +82,7 @@ class MetricBudget:
         tolerance: in units of the metric.
         metric: `"loss"` or the name of a compiled metric.
         relative_to: one of `references`, or a number.
-        mode: `"min"`, `"max"` or `"auto"`. Where that is left to the model, the attribute says what the name tells.
+        mode: `"min"`, `"max"` or `"auto"`, see `direction`.
         batch_size: of the evaluation, for arrays.
     """
 
@@ -95,7 +95,6 @@ class MetricBudget:
     relative_to: str | float = "dense"
     mode: str = "auto"
     batch_size: int = dataclasses.field(default=1000, kw_only=True)
-    _asked: str = dataclasses.field(default="auto", init=False, repr=False)  # the mode as it was given
 
     def __post_init__(self) -> None:
         data = self.validation_data
@@ -111,9 +110,6 @@ class MetricBudget:
             number_argument("relative_to", self.relative_to, allowed, -math.inf)
         integer_argument("batch_size", self.batch_size, 1)
         choice_argument("mode", self.mode, MODES)
-        object.__setattr__(self, "_asked", self.mode)  # for the model, which is not known yet
-        if self.mode == "auto":
-            object.__setattr__(self, "mode", direction_of_name(self.metric) or "auto")
 
     def measure(self, session: Any) -> float:
         """The metric as it is now, with the sign that makes less the better."""
@@ -160,7 +156,7 @@ class MetricBudget:
         return f"{self.memory} {self.metric}"
 
     def _signed(self, value: Any, session: Any) -> float:
-        more = direction(self.metric, self._asked, session.model) == "max"
+        more = direction(self.metric, self.mode, session.model) == "max"
         return -float(value) if more else float(value)
 
     def _refuse_penalty(self, session: Any) -> None:

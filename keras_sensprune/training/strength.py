@@ -266,8 +266,8 @@ class StrengthController(MetricBudget, StrengthRule):
         >>> from keras_sensprune import PruneAtEpochEnd, StrengthController
         >>> x, y = np.ones((8, 4)), np.zeros(8)
         >>> callback = PruneAtEpochEnd(1e-2, strength=StrengthController((x, y), 0.005, "accuracy"))
-        >>> callback.strength.mode
-        'max'
+        >>> callback.strength.tolerance, callback.strength.high
+        (0.005, 100.0)
 
     Reference: a proportional-integral controller in velocity form, as in Astrom and Hagglund, "Advanced PID Control",
     2006.

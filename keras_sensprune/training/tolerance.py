@@ -58,8 +58,8 @@ class ToleranceThreshold(MetricBudget, PruningRule):
         >>> import numpy as np
         >>> from keras_sensprune import ToleranceThreshold
         >>> x, y = np.ones((8, 4)), np.zeros(8)
-        >>> ToleranceThreshold((x, y), tolerance=0.002, metric="accuracy").mode
-        'max'
+        >>> ToleranceThreshold((x, y), tolerance=0.002, metric="accuracy").relative_to
+        'dense'
 
     Reference: the threshold search by bisection follows Tartaglione et al., "Loss-based sensitivity regularization"
     (LOBSTER), 2020, which compares losses.
