@@ -1,10 +1,11 @@
-"""What share of a training does the tolerance rule take? LeNet-300-100 on MNIST, one pruning after every epoch.
+"""What share of a training does the tolerance rule take? LeNet-300-100 on MNIST.
 
     KERAS_SENSPRUNE_DATA=folder python benchmarks/tolerance_share.py
 
-One `fit` from random weights, in which `ToleranceThreshold` searches after every epoch; beside it the same with a wait
-for the plateau. Measured are the seconds of the whole `fit`, those in the rule (the measurement of the dense network,
-its compilation and all trials included), and how often the validation data were evaluated.
+One `fit` from random weights, in which `ToleranceThreshold` searches after every epoch; beside it the same after every
+fifth one, and with a wait for the plateau. Measured are the seconds of the whole `fit`, those in the rule (the
+measurement of the dense network, its compilation and all trials included), and how often the validation data were
+evaluated.
 """
 
 import argparse
@@ -31,7 +32,7 @@ class Setting:
 
 
 QUICK = Setting(train=256, validation=64, epochs=2)
-PATIENCE = {"every epoch": 0, "at the plateau": 2}
+WHEN = {"every epoch": (0, 1), "every fifth epoch": (0, 5), "at the plateau": (2, 1)}  # patience, frequency
 
 
 def timed(rule_type):
@@ -66,7 +67,7 @@ def timed(rule_type):
     return Timed
 
 
-def run(setting, data, patience, seed):
+def run(setting, data, patience, frequency, seed):
     """One training; what is recorded of it."""
     import keras
 
@@ -81,7 +82,7 @@ def run(setting, data, patience, seed):
     validation = data.x_validation, data.y_validation
     # of random weights nothing can become worse: what counts is each epoch's own accuracy
     rule = rule_type(validation, setting.tolerance, setting.metric, relative_to="current", patience=patience)
-    prune = PruneAtEpochEnd(rule)
+    prune = PruneAtEpochEnd(rule, frequency=frequency)
     x, y = data.x_train[: setting.train], data.y_train[: setting.train]
     begun = time.perf_counter()
     model.fit(x, y, setting.batch, setting.epochs, verbose=0, callbacks=[prune])
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     setting = QUICK if options.quick else Setting()
     data = load_dataset("mnist", validation=setting.validation)
     started, begun = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.perf_counter()
-    found = {name: run(setting, data, patience, options.seed) for name, patience in PATIENCE.items()}
+    found = {name: run(setting, data, *when, options.seed) for name, when in WHEN.items()}
     words = f"mnist: {setting.train} train, {setting.validation} validation"
     record = host(started, time.perf_counter() - begun, options.seed, words)
     with tempfile.TemporaryDirectory() as temporary:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+from keras import tree
 
 from keras_sensprune.errors import argument_error, choice_argument, integer_argument, number_argument
 from keras_sensprune.training.moment import Moment
@@ -113,15 +118,21 @@ class MetricBudget:
 
     def measure(self, session: Any) -> float:
         """The metric as it is now, with the sign that makes less the better."""
-        data = self.validation_data
-        arrays = isinstance(data, (tuple, list))
-        weights = {"sample_weight": data[2]} if arrays and len(data) > 2 else {}
-        x, y = data[:2] if arrays else (data, None)
-        sizes = {"batch_size": self.batch_size} if arrays else {}
-        found = session.model.evaluate(x, y, verbose=0, return_dict=True, **weights, **sizes)
+        found = session.model.evaluate(**self._evaluated, verbose=0, return_dict=True)
         if self.metric not in found:
             raise argument_error("metric", f"one of {', '.join(map(repr, found))}", self.metric)
         return self._signed(found[self.metric], session)
+
+    @functools.cached_property
+    def _evaluated(self) -> dict[str, Any]:
+        """Arguments of `evaluate`. Arrays are cut into batches once, which are kept: that is most of its time."""
+        data = self.validation_data
+        if not isinstance(data, (tuple, list)):
+            return {"x": data}
+        if all(isinstance(part, np.ndarray) for part in tree.flatten(tuple(data))) and not isinstance(data[0], list):
+            return {"x": tf.data.Dataset.from_tensor_slices(tuple(data)).batch(self.batch_size).cache()}
+        names = ("x", "y", "sample_weight")
+        return {**dict(zip(names, data, strict=False)), "batch_size": self.batch_size}
 
     def measure_dense(self, session: Any, moment: Moment) -> None:
         """Measures the metric when `fit` begins, and keeps it in the session's memory; a resumed training knows it.
