@@ -65,7 +65,10 @@ def endless(data: Data) -> Data:
 
 
 def weighted(data: Data) -> Data:
-    return data | {"sample_weight": np.linspace(0, 2, len(data["x"]), dtype="float32")}
+    weights, labels = np.linspace(0, 2, len(data["x"]), dtype="float32"), data["y"]
+    if isinstance(labels, np.ndarray) and labels.ndim > 1:  # a label per time step: Keras wants a weight for each
+        weights = np.broadcast_to(weights[:, None], labels.shape)
+    return data | {"sample_weight": weights}
 
 
 def one_label(case: Case) -> bool:
