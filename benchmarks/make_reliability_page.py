@@ -14,6 +14,11 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 
 
+def quoted(reason: str) -> str:
+    """An error message as code, so that nothing in it is taken for a link."""
+    return "`" + reason.replace("`", "'") + "`"
+
+
 def load(name: str) -> dict | None:
     path = HERE / "results" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -23,8 +28,11 @@ def contracts(record: dict) -> str:
     """How many cells held, and each that did not."""
     cells = record["cells"]
     held = [cell for cell in cells.values() if cell["ok"]]
-    lines = [f"Tried {len(cells)} cells of models and routes; {len(held)} held, {len(cells) - len(held)} did not."]
-    lines += [f"- **{name}**: {cell['reason']}" for name, cell in cells.items() if not cell["ok"]]
+    lines = [
+        f"Tried {len(cells)} of {record['of']} cells of models and routes; {len(held)} held, {len(cells) - len(held)} "
+        "did not."
+    ]
+    lines += [f"- **{name}**: {quoted(cell['reason'])}" for name, cell in cells.items() if not cell["ok"]]
     return "\n".join(lines)
 
 
@@ -35,7 +43,7 @@ def faults(record: dict) -> str:
         found = [row for row in record["faults"] if row["area"] == area]
         lost = sum(row["result"] == "lost" for row in found)
         rows.append([area, str(len(found)), str(len(found) - lost), str(lost)])
-    lost = [f"- **{row['fault']}**: {row['reason']}" for row in record["faults"] if row["result"] == "lost"]
+    lost = [f"- **{row['fault']}**: {quoted(row['reason'])}" for row in record["faults"] if row["result"] == "lost"]
     return "\n\n".join([table(["area", "tried", "survived", "lost"], rows), *lost])
 
 

@@ -50,6 +50,7 @@ MAY_IMPORT = {
         "results_folder",
     },
     "recipe_run": {
+        "archive",
         "errors",
         "records",
         "recipes",

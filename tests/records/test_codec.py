@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_sensprune.errors import DataError
-from keras_sensprune.records import RECORD_TYPES, Budget, LayerRecord, PruneRecord, SparsifyRecipe, from_json, to_json
+from keras_sensprune.records import (
+    RECORD_TYPES,
+    Budget,
+    LayerRecord,
+    PhaseRecord,
+    PruneRecord,
+    SparsifyRecipe,
+    from_json,
+    to_json,
+)
 
 
 def values(hint):
@@ -33,6 +42,9 @@ CHECKED = {
         error=st.floats(0, 100),
         bytes=st.none() | st.integers(1),
         minutes=st.none() | st.floats(0.01, 1e6),
+    ),
+    PhaseRecord: st.tuples(st.none() | st.floats(allow_nan=False), st.booleans()).map(
+        lambda found: PhaseRecord("round 1", 1, 0.5, found[0], 5, 10, accepted=found[1] and found[0] is not None)
     ),
     SparsifyRecipe: st.builds(
         SparsifyRecipe,
