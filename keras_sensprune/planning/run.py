@@ -99,15 +99,14 @@ class Run:
 
     def _dense(self) -> None:
         """Trains without shrinkage; zeros that the model has already stay."""
-        if self.plan.dense_epochs:
-            extra = self._clock()
-            if self.trainer.nonzero() < self.trainer.total:
-                extra.append(_frozen())
-            seconds = DENSE_SHARE * self.seconds
-            record = self.trainer.phase(DENSE, self.plan.dense_epochs, seconds, first=0, extra=extra)
-        else:
-            record = self.trainer.measured(DENSE)
-        self._done(record)
+        if not self.plan.dense_epochs:
+            self._done(self.trainer.measured(DENSE))
+            return
+        extra = self._clock()
+        if self.trainer.nonzero() < self.trainer.total:
+            extra.append(_frozen())
+        seconds = DENSE_SHARE * self.seconds
+        self._done(self.trainer.phase(DENSE, self.plan.dense_epochs, seconds, first=0, extra=extra))
 
     def _asked(self) -> tuple[int | None, int]:
         """(largest number of weights that is small enough, smallest one that can be left), as the weights are now."""
@@ -264,8 +263,8 @@ class Run:
 
 
 def error_of(record: PhaseRecord) -> float:
-    """The error of a phase; infinite if it diverged."""
-    return math.inf if record.error is None else record.error
+    """The error of a phase; one that diverged has none, which is too large for any budget."""
+    return math.nan if record.error is None else record.error
 
 
 def _frozen() -> PruneAtEpochEnd:

@@ -360,7 +360,8 @@ def test_a_trained_model_is_only_measured_and_its_zeros_stay():
     assert not model.layers[0].kernel.numpy()[:5].any()
 
 
-def test_a_round_that_diverges_is_not_kept_and_others_are_tried():
+@pytest.mark.parametrize("budget", [Budget(error=10.0, sparsity=0.5), Budget(sparsity=0.5)])
+def test_a_round_that_diverges_is_not_kept_and_others_are_tried(budget):
     class Explode(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:  # after `sparsify` has set the rate
@@ -369,7 +370,7 @@ def test_a_round_that_diverges_is_not_kept_and_others_are_tried():
     model = network(optimizer=keras.optimizers.SGD(0.05))
     before, diary = state(model), Diary()
     settings = {**EPOCHS, "metric": "loss"}
-    result = sparsify(model, problem(), Budget(error=10.0, sparsity=0.5), callbacks=[Explode(), diary], **settings)
+    result = sparsify(model, problem(), budget, callbacks=[Explode(), diary], **settings)
     _, first, second, *_ = result.phases
     assert (first.error, first.nonzero, first.accepted) == (None, 70, False)
     assert (second.nonzero, second.accepted) == (98, True)  # between 140 and 70
