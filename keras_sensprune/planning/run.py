@@ -76,11 +76,11 @@ class Run:
             The phases, why there was no further round, and the names of the budgets that were not met.
         """
         self.begun = time.perf_counter()
-        _, self.least = self._asked()  # refuses before training
+        target, self.least = self._asked()  # refuses before training
         self._resume()
         try:
             if not self.phases:
-                self._dense()
+                self._dense(target)
             course, end = self._rounds()
             if not any(phase.name == FINE for phase in self.phases):
                 self._fine_tune(end)
@@ -97,9 +97,10 @@ class Run:
             self.model.set_weights(self.good)
             self._tell(f"going on after {self.phases[-1].name}")
 
-    def _dense(self) -> None:
-        """Trains without shrinkage; zeros that the model has already stay."""
+    def _dense(self, target: int | None) -> None:
+        """Trains without shrinkage; zeros that the model has already stay. Without epochs the target is that of now."""
         if not self.plan.dense_epochs:
+            self.target = target
             self._done(self.trainer.measured(DENSE))
             return
         extra = self._clock()

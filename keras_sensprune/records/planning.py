@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from keras_sensprune.errors import (
     ArgumentError,
     argument_error,
@@ -101,6 +103,8 @@ class PhaseRecord:
     def __post_init__(self) -> None:
         if self.accepted and self.error is None:
             raise argument_error("error", "a number where the phase is accepted", None)
+        if not 0 <= self.nonzero <= self.total or not self.total:
+            raise argument_error("nonzero", f"from 0 to the total of {self.total}, which is at least 1", self.nonzero)
 
     @property
     def sparsity(self) -> float:
@@ -109,8 +113,8 @@ class PhaseRecord:
 
     @property
     def compression(self) -> float:
-        """Total / nonzero."""
-        return self.total / self.nonzero
+        """Total / nonzero; infinity if nothing is left."""
+        return self.total / self.nonzero if self.nonzero else math.inf
 
 
 @record
@@ -134,6 +138,11 @@ class SparsifyRecord:
     phases: tuple[PhaseRecord, ...]
     stopped: str
     unmet: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        dense = self.phases[0] if isinstance(self.phases, tuple) and self.phases else None
+        if not isinstance(dense, PhaseRecord) or not dense.accepted:
+            raise argument_error("phases", "the dense phase, which is accepted, and those after it", self.phases)
 
     @staticmethod
     def _measured(phase: PhaseRecord) -> float:

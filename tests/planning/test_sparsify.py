@@ -1,7 +1,5 @@
 """`sparsify` on a small problem: what it does, what it gives back, and how it ends."""
 
-import dataclasses
-import json
 import math
 import time
 import types
@@ -13,80 +11,16 @@ import pytest
 import tensorflow as tf
 
 from keras_sensprune import Budget, PruneAtEpochEnd, SensitivityRegularizer, sparsify, sparsify_text
-from keras_sensprune.errors import ArgumentError, DataError, ModelError, TrainingError
+from keras_sensprune.errors import ArgumentError, ModelError, TrainingError
 from keras_sensprune.planning import run
 from keras_sensprune.planning.phases import Monitor
-from keras_sensprune.planning.progress import described
 from keras_sensprune.planning.rounds import ALLOWED, NO_TIME, REACHED
 from keras_sensprune.records import from_json, to_json
 from keras_sensprune.training.regularizer import SensitivityRegularizer as Regularizer
 from keras_sensprune.training.session import attached
+from tests.planning.two_classes import EPOCHS, Diary, assert_as_before, coded, network, problem, state, zeros
 
 layers = keras.layers
-EPOCHS = {"dense_epochs": 2, "round_epochs": 1, "fine_epochs": 1, "batch_size": 50, "say": None}
-
-
-def problem(examples=300):
-    """Two classes, separated by the sum of two of twelve inputs."""
-    x = np.random.default_rng(0).normal(size=(examples, 12)).astype("float32")
-    return x, (x[:, 0] + x[:, 1] > 0).astype("int32")
-
-
-def network(regularizer=None, optimizer=None):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((12,)),
-            layers.Dense(10, "relu", kernel_regularizer=regularizer, name="hidden"),
-            layers.Dense(2, name="logits"),
-        ]
-    )
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer or keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
-    return model
-
-
-class Diary(keras.callbacks.Callback):
-    """What a user's callback sees; `stop` is called at each epoch's end."""
-
-    def __init__(self, stop=lambda epoch: None):
-        super().__init__()
-        self.epochs, self.rates, self.keys, self.stop = [], [], set(), stop
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.epochs.append(epoch)
-        self.rates.append(float(self.model.optimizer.learning_rate.numpy()))
-        self.keys |= set(logs)
-        self.stop(epoch)
-
-
-def state(model):
-    """Everything of a model but its weights that `sparsify` touches."""
-    return {
-        "on layers": [getattr(layer, "kernel_regularizer", None) for layer in model.layers],
-        "on variables": [variable.regularizer for variable in model.weights],
-        "constraints": [variable.constraint for variable in model.weights],
-        "optimizer": [variable.numpy().tolist() for variable in model.optimizer.variables],
-        "loss": model.loss,
-        "compiled": (model.compiled, id(model.optimizer)),
-        "attached": attached(model),
-        "hooks": [name for name in ("train_step", "compute_loss") if name in vars(model)],
-    }
-
-
-def assert_as_before(model, before):
-    after = state(model)
-    for name, value in before.items():
-        assert after[name] == value, name
-
-
-def coded(model):
-    """A size like that of a sparse file: 5 bytes per nonzero weight, and a header."""
-    return 100 + 5 * sum(int(np.count_nonzero(w)) for w in model.get_weights() if w.ndim == 2)
-
-
-def zeros(model):
-    return sum(int(np.sum(w == 0)) for w in model.get_weights() if w.ndim == 2)
 
 
 @pytest.fixture(scope="module")
@@ -203,35 +137,6 @@ def test_bytes_are_met_with_one_more_round_where_the_first_guess_was_too_large()
     assert len(rounds) > 2  # halves lead to the first guess in two
 
 
-class Killed(Exception):
-    """In the place of the death of a process."""
-
-
-def test_a_killed_run_with_bytes_goes_to_the_target_that_it_had(tmp_path):
-    def size_of(model):
-        """Bytes by which the target is 35 weights for the dense network, and fewer for one that was pruned."""
-        return coded(model) + grown[0]
-
-    class Grow(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            grown[0] = 50 if epoch == 2 else 0  # after the first round
-            if epoch == 3 and kill:
-                raise Killed
-
-    grown, kill, found = [0], True, []
-    for folder in (None, tmp_path, tmp_path):
-        kill = folder is not None and not found[1:]
-        try:
-            arguments = {"size_of": size_of, "callbacks": [Grow()], "folder": folder, **EPOCHS}
-            found.append(sparsify(network(), problem(), Budget(bytes=275), **arguments))
-        except Killed:
-            found.append(None)
-    whole, killed, resumed = found
-    assert killed is None
-    assert [phase.nonzero for phase in whole.phases] == [140, 70, 35, 35]
-    assert [phase.nonzero for phase in resumed.phases] == [140, 70, 35, 35]
-
-
 def test_the_time_that_is_spent_on_asking_for_bytes_counts(monkeypatch):
     slept = [0.0]
 
@@ -270,74 +175,6 @@ def test_after_an_exception_the_model_is_as_before_with_the_last_good_weights(ki
         model.fit(*problem(), verbose=0)
 
 
-def test_a_killed_run_goes_on_and_a_finished_one_returns_at_once(tmp_path):
-    def kill(epoch):
-        if epoch == 3:  # in the second round
-            raise Killed
-
-    budget, folder = Budget(sparsity=0.75), tmp_path / "run"
-    with pytest.raises(Killed):
-        sparsify(network(), problem(), budget, callbacks=[Diary(kill)], folder=folder, **EPOCHS)
-    assert [path.name for path in folder.iterdir()] == ["sparsify.state"]
-    model, diary, said = network(), Diary(), []
-    result = sparsify(model, problem(), budget, callbacks=[diary], folder=folder, **{**EPOCHS, "say": said.append})
-    assert said[0] == "going on after round 1"
-    assert diary.epochs == [3, 4]  # the second round and the fine-tuning
-    assert [phase.name for phase in result.phases] == ["dense", "round 1", "round 2", "fine-tune"]
-    again, silent = network(), Diary()
-    assert sparsify(again, problem(), budget, callbacks=[silent], folder=folder, **EPOCHS) == result
-    assert silent.epochs == []
-    for one, other in zip(again.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-    _assert_refused(folder, budget)
-
-
-def _assert_refused(folder, budget):
-    """What is not this run's intact file is refused, and left alone."""
-    file = folder / "sparsify.state"
-    content = file.read_bytes()
-    with pytest.raises(DataError) as caught:
-        sparsify(network(), problem(), dataclasses.replace(budget, sparsity=0.8), folder=folder, **EPOCHS)
-    assert str(caught.value).startswith(f"{file}: it was made with budget ")
-    assert "delete it to begin anew" in str(caught.value)
-    other = keras.Sequential([keras.Input((12,)), layers.Dense(2)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    other.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
-    with pytest.raises(DataError, match="it was made with weights"):
-        sparsify(other, problem(), budget, folder=folder, **EPOCHS)
-    x, y = problem()
-    slower = network(optimizer=keras.optimizers.Adam(0.01))
-    summed = network()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
-    summed.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
-    rate = "optimizer config learning_rate 0.019999999552965164, but this run has 0.009999999776482582"
-    reduction = "loss config reduction 'sum_over_batch_size', but this run has 'sum'"
-    for model, data, what in ((slower, (x, y), rate), (summed, (x, y), reduction), (network(), (x, 1 - y), "data ")):
-        with pytest.raises(DataError, match=f"it was made with {what}"):
-            sparsify(model, data, budget, folder=folder, **EPOCHS)
-    assert file.read_bytes() == content
-    for damaged in (content[:-100], content[:50] + b"x" + content[51:], b"", b"foreign"):
-        file.write_bytes(damaged)
-        with pytest.raises(DataError) as caught:
-            sparsify(network(), problem(), budget, folder=folder, **EPOCHS)
-        assert str(file) in str(caught.value)
-        assert file.read_bytes() == damaged
-
-
-def test_what_was_compiled_is_described_alike_in_every_process():
-    def own(y_true, y_pred):
-        return keras.ops.mean((y_true - y_pred) ** 2)
-
-    loss = {"a": own, "b": [keras.losses.MeanSquaredError(name="mse"), None, "mae"]}
-    found = described(loss)
-    assert found["a"] == "own"
-    assert (found["b"][0]["class"], found["b"][1:]) == ("MeanSquaredError", [None, "mae"])
-    assert found["b"][0]["config"]["reduction"] == "sum_over_batch_size"
-    assert described(keras.optimizers.SGD(0.5))["config"]["learning_rate"] == 0.5
-    assert json.loads(json.dumps(found)) == found
-    assert described(object()) == "object"
-
-
 def test_minutes_that_do_not_suffice_for_two_epochs_are_refused_after_the_first_one():
     model, diary = network(), Diary()
     with pytest.raises(ArgumentError) as caught:
@@ -348,7 +185,9 @@ def test_minutes_that_do_not_suffice_for_two_epochs_are_refused_after_the_first_
     assert not any(isinstance(v.regularizer, Regularizer) for v in model.weights)
 
 
-def test_a_trained_model_is_only_measured_and_its_zeros_stay():
+def test_a_trained_model_is_only_measured_and_its_zeros_stay(monkeypatch):
+    asked, ask = [], run.weights_to_keep
+    monkeypatch.setattr(run, "weights_to_keep", lambda *arguments: asked.append(1) or ask(*arguments))
     model = network()
     kernel = model.layers[0].kernel.numpy()
     kernel[:5] = 0.0
@@ -357,6 +196,7 @@ def test_a_trained_model_is_only_measured_and_its_zeros_stay():
     dense, first = result.phases
     assert (dense.name, dense.epochs, dense.nonzero, first.nonzero) == ("dense", 0, 90, 56)
     assert result.added is None
+    assert len(asked) == 1  # for bytes it means writing some ten files
     assert not model.layers[0].kernel.numpy()[:5].any()
 
 

@@ -1,5 +1,6 @@
 """Every record survives JSON; what is no record is refused."""
 
+import re
 import types
 import typing
 
@@ -15,6 +16,7 @@ from keras_sensprune.records import (
     PhaseRecord,
     PruneRecord,
     SparsifyRecipe,
+    SparsifyRecord,
     from_json,
     to_json,
 )
@@ -35,6 +37,8 @@ def values(hint):
     return simple[hint] if hint in simple else records(hint)
 
 
+DENSE = PhaseRecord("dense", 1, 0.5, 5.0, 10, 10, accepted=True)
+
 # Records that refuse some values of the types that they declare
 CHECKED = {
     Budget: st.builds(
@@ -45,6 +49,16 @@ CHECKED = {
     ),
     PhaseRecord: st.tuples(st.none() | st.floats(allow_nan=False), st.booleans()).map(
         lambda found: PhaseRecord("round 1", 1, 0.5, found[0], 5, 10, accepted=found[1] and found[0] is not None)
+    ),
+    SparsifyRecord: st.builds(
+        SparsifyRecord,
+        st.just(Budget(error=1.0)),
+        st.text(max_size=8),
+        st.booleans(),
+        st.text(max_size=8),
+        st.integers(1, 3).map(lambda phases: (DENSE,) * phases),
+        st.text(max_size=8),
+        st.lists(st.text(max_size=8), max_size=2).map(tuple),
     ),
     SparsifyRecipe: st.builds(
         SparsifyRecipe,
@@ -84,6 +98,8 @@ def test_other_json_comes_back_too(value):
 
 LAYER = to_json(LayerRecord("fc", "Dense", (2, 3), 6, 2, 3, 1, units=3, dead_units=1, regularized=True))
 PRUNED = to_json(PruneRecord(0, 1e-3, 6, 4, 2, 0.5))
+PHASE = to_json(DENSE)
+SPARSIFIED = to_json(SparsifyRecord(Budget(error=1.0), "loss", False, "", (DENSE,), "", ()))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +118,11 @@ PRUNED = to_json(PruneRecord(0, 1e-3, 6, 4, 2, 0.5))
         (LAYER.replace("true", "1"), "A record of type 'LayerRecord' has a wrong field: `regularized` must be bool,"),
         (PRUNED.replace("0.5", '"0.5"'), "A record of type 'PruneRecord' has a wrong field: `penalty` must be float,"),
         (PRUNED.replace("0.001", "true"), "A record of type 'PruneRecord' has a wrong field: `threshold` must be"),
+        (PHASE.replace("5.0", "null"), "A record of type 'PhaseRecord'"),
+        (PHASE.replace(": 10", ": 11", 1), "A record of type 'PhaseRecord'"),
+        (PHASE.replace(": 10", ": 0"), "A record of type 'PhaseRecord'"),
+        (re.sub(r"\{[^{}]*dense[^{}]*\}", "", SPARSIFIED), "A record of type 'SparsifyRecord'"),
+        (SPARSIFIED.replace("true", "false"), "A record of type 'SparsifyRecord'"),
         (PRUNED.replace("[]", "[3]", 1), "A record of type 'PruneRecord' has a wrong field: `kept_by_floor` must be"),
     ],
     ids=lambda text: text[:24],
