@@ -30,10 +30,10 @@ class Setting:
     dense_epochs: int = 10
     dense_rate: float = 0.1
     epochs: int = 50
-    rate: float = 0.02
+    rate: float = 0.005
     strength: float = 2e-4
     threshold: float = 0.01
-    tolerance: float = 0.05
+    tolerance: float = 0.1
 
 
 NETWORKS = {"lenet-300-100": ("mnist", 10_000), "lenet-5": ("mnist", 10_000), "cifar": ("cifar10_jpeg", 10_000)}

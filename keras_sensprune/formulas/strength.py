@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-# Of the control law, see `controlled_factor`. Chosen on a simulated plant, see docs/rules.md.
+# Of the control law, see `controlled_factor` and `adapted_gain`. Chosen on a simulated plant, see docs/rules.md.
 PROPORTIONAL, INTEGRAL = 0.3, 0.3
 OVERSHOOT = 2.0
 HIGHEST_RISE, DEEPEST_FALL = 1.5, 4.0
+LEAST_GAIN = 0.125
 
 
 def wait_on_plateau(value: float, best: float, waited: int, least: float, patience: int) -> tuple[float, int, bool]:
@@ -59,20 +60,51 @@ def spent_share(value: float, reference: float, tolerance: float) -> float:
     return max(-1.0, share) if share <= 3.0 else 3.0  # in this order also for what is not a number
 
 
-def controlled_factor(factor: float, spent: float, before: float | None, low: float, high: float) -> float:
+def adapted_gain(gain: float, spent: float, before: float | None) -> float:
+    r"""How strongly a controller answers next: half as strongly where the error has just crossed its goal.
+
+    $$a_{t+1} = \begin{cases}\max(1/8,\ a_t / 2) & (1 - x_t)(1 - x_{t-1}) < 0\\
+    \min(1,\ 1.2\,a_t) & \text{else}\end{cases}$$
+    A network that answers strongly and at once makes a fixed law swing about the goal, and one whose error moves by
+    chance makes it follow the chance: in both cases the sign changes often.
+
+    Args:
+        gain: $a_t$, in [1/8, 1]; 1 in the beginning.
+        spent: $x_t$, see `spent_share`.
+        before: $x_{t-1}$; None in the beginning, where the gain stays.
+
+    Returns:
+        $a_{t+1}$.
+
+    Example:
+        >>> from keras_sensprune.formulas.strength import adapted_gain
+        >>> adapted_gain(1.0, 1.3, 0.8), adapted_gain(0.5, 1.3, 1.1)
+        (0.5, 0.6)
+
+    Reference: the rule of signs of Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning:
+    the RPROP algorithm", 1993.
+    """
+    if before is None:
+        return gain
+    crossed = (1.0 - spent) * (1.0 - before) < 0
+    return max(LEAST_GAIN, 0.5 * gain) if crossed else min(1.0, 1.2 * gain)
+
+
+def controlled_factor(factor: float, spent: float, before: float | None, gain: float, low: float, high: float) -> float:
     r"""The next factor of a strength, so that an error comes to its tolerance and stays there.
 
-    $$\log f_{t+1} = \log f_t + \min(\log 1.5,\ \max(-\log 4,\ k_P(\epsilon_t - \epsilon_{t-1}) + k_I\,\epsilon_t)),
-    \qquad \epsilon_t = \min(1 - x_t,\ 2\,(1 - x_t)),$$
+    $$\log f_{t+1} = \log f_t + \min(\log 1.5,\ \max(-\log 4,\ a\,(k_P(\epsilon_t - \epsilon_{t-1}) +
+    k_I\,\epsilon_t))), \qquad \epsilon_t = \min(1 - x_t,\ 2\,(1 - x_t)),$$
     cut to $[\log f_{min}, \log f_{max}]$, with $x_t$ the share of the tolerance that is used up (1 is the goal),
-    $k_P = k_I = 0.3$: a proportional-integral law on the logarithm, in increments. What is over the
-    tolerance counts twice, and the factor may fall faster than rise. The sum of all errors is $\log f$ itself, so where
-    that is cut nothing winds up. The new factor is never larger for a larger $x_t$.
+    $k_P = k_I = 0.3$ and $a$ the gain: a proportional-integral law on the logarithm, in increments. What is over the
+    tolerance counts twice, and the factor may fall faster than rise. The increments add up to $\log f$ itself, so where
+    that is cut nothing winds up. For a given gain the new factor is never larger for a larger $x_t$.
 
     Args:
         factor: $f_t$, in $[f_{min}, f_{max}]$.
         spent: $x_t$, see `spent_share`.
         before: $x_{t-1}$; None in the beginning, where it counts as $x_t$.
+        gain: $a$, see `adapted_gain`.
         low: $f_{min} > 0$.
         high: $f_{max}$.
 
@@ -81,16 +113,16 @@ def controlled_factor(factor: float, spent: float, before: float | None, low: fl
 
     Example:
         >>> from keras_sensprune.formulas.strength import controlled_factor
-        >>> round(controlled_factor(1.0, 0.0, None, 0.01, 100.0), 4)  # nothing used up
+        >>> round(controlled_factor(1.0, 0.0, None, 1.0, 0.01, 100.0), 4)  # nothing used up
         1.3499
-        >>> controlled_factor(1.0, 1.0, 1.0, 0.01, 100.0)  # at the goal
+        >>> controlled_factor(1.0, 1.0, 1.0, 1.0, 0.01, 100.0)  # at the goal
         1.0
-        >>> controlled_factor(1.0, 3.0, 1.0, 0.01, 100.0)  # far over it
+        >>> controlled_factor(1.0, 3.0, 1.0, 1.0, 0.01, 100.0)  # far over it
         0.25
     """
     room = _room(spent)
     change = 0.0 if before is None else room - _room(before)
-    step = PROPORTIONAL * change + INTEGRAL * room
+    step = gain * (PROPORTIONAL * change + INTEGRAL * room)
     step = min(math.log(HIGHEST_RISE), max(-math.log(DEEPEST_FALL), step))
     return min(high, max(low, factor * math.exp(step)))
 

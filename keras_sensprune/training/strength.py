@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from keras_sensprune.errors import argument_error, choice_argument, integer_argument, number_argument
 from keras_sensprune.formulas.schedules import Course
-from keras_sensprune.formulas.strength import controlled_factor, spent_share, wait_on_plateau
+from keras_sensprune.formulas.strength import adapted_gain, controlled_factor, spent_share, wait_on_plateau
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.budget import MODES, MetricBudget, direction
 from keras_sensprune.training.moment import Moment
@@ -228,11 +228,13 @@ class StrengthPlateau(StrengthRule):
 class StrengthController(MetricBudget, StrengthRule):
     r"""Rule: the strength is steered so that a validation metric becomes worse by the tolerance and no more.
 
-    $$\log f_{t+1} = \log f_t + \min(\log 1.5,\ \max(-\log 4,\ k_P(\epsilon_t - \epsilon_{t-1}) + k_I\,\epsilon_t)),
-    \qquad \epsilon_t = \min(1 - x_t,\ 2\,(1 - x_t)), \qquad x_t = \frac{m_t - m_0}{\tau},$$
+    $$\log f_{t+1} = \log f_t + \min(\log 1.5,\ \max(-\log 4,\ a_t (k_P(\epsilon_t - \epsilon_{t-1}) +
+    k_I\,\epsilon_t))), \qquad \epsilon_t = \min(1 - x_t,\ 2\,(1 - x_t)), \qquad x_t = \frac{m_t - m_0}{\tau},$$
     with $f_t$ the factor of every strength in epoch $t$, within $[f_{min}, f_{max}]$, $m_t$ the metric of the pruned
     network after it (with the signs turned if more is better), $m_0$ the reference, $\tau$ the tolerance
-    and $k_P = k_I = 0.3$ (see `formulas.strength.controlled_factor`). It begins at 1.
+    and $k_P = k_I = 0.3$ (see `formulas.strength.controlled_factor`). It begins at 1. The gain $a_t$, 1 in the
+    beginning, is halved where $x$ has crossed 1 since the epoch before, down to 1/8, and else grows by a fifth, up to 1
+    (`adapted_gain`): so a network that answers at once does not swing about the goal.
 
     **No pruning over the tolerance**: what a threshold takes never comes back, so a pruning that is due is skipped if
     the metric before it is worse than $m_0 + \tau$; the record of that epoch then has threshold 0.
@@ -301,9 +303,11 @@ class StrengthController(MetricBudget, StrengthRule):
         spent = memory.pop("strength spent now", None)
         if spent is None or record.nonzero < record.nonzero_before:
             spent = self._spent(session)
-        name = f"strength spent of {self.tolerance} {self.metric} beside {self.relative_to}"
-        before, memory[name] = memory.get(name), spent
-        return controlled_factor(memory["factor"], spent, before, self.low, self.high)
+        goal = f"of {self.tolerance} {self.metric} beside {self.relative_to}"
+        spent_name, gain_name = f"strength spent {goal}", f"strength gain {goal}"
+        before, memory[spent_name] = memory.get(spent_name), spent
+        gain = memory[gain_name] = adapted_gain(memory.get(gain_name, 1.0), spent, before)
+        return controlled_factor(memory["factor"], spent, before, gain, self.low, self.high)
 
     def _spent(self, session: Any) -> float:
         """x: the share of the tolerance that is spent."""

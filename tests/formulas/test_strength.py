@@ -7,40 +7,56 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from keras_sensprune.formulas.strength import controlled_factor, spent_share, wait_on_plateau
+from keras_sensprune.formulas.strength import adapted_gain, controlled_factor, spent_share, wait_on_plateau
 from tests.reference.strength_plant import Plant, run
 
 LOW, HIGH = 0.01, 100.0
 SETTLED = 30  # epochs, as docs/rules.md says
 
 
-def law(factor, spent, before):
-    return controlled_factor(factor, spent_share(spent, 0.0, 1.0), before, LOW, HIGH)
+class Law:
+    """The law with what it remembers."""
+
+    def __init__(self):
+        self.gain, self.before = 1.0, None
+
+    def __call__(self, factor, spent):
+        spent = spent_share(spent, 0.0, 1.0)
+        self.gain = adapted_gain(self.gain, spent, self.before)
+        found = controlled_factor(factor, spent, self.before, self.gain, LOW, HIGH)
+        self.before = spent
+        return found
 
 
 @pytest.mark.parametrize("gain", [0.3, 0.5, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("lag", [1.0, 3.0, 6.0])
 @pytest.mark.parametrize("goal", [-2.0, 0.0, 2.0])
 def test_it_settles_within_a_tenth_of_the_tolerance_whatever_the_gain(gain, lag, goal):
-    errors, factors = run(Plant(gain, lag, goal), law, 150)
+    errors, factors = run(Plant(gain, lag, goal), Law(), 150)
     assert np.all(np.abs(errors[SETTLED:] - 1.0) <= 0.1)
     if goal > 0:  # it comes from below
         assert errors.max() <= 1.3
     assert np.log(factors[-1]) == pytest.approx(goal, abs=0.1 / gain)  # what a tenth of the tolerance is worth
 
 
+@pytest.mark.parametrize("gain", [1.0, 2.0, 4.0, 8.0])
+def test_it_does_not_swing_about_the_goal_of_a_network_that_answers_at_once(gain):
+    errors, _ = run(Plant(gain, lag=0, goal=2.0), Law(), 150)
+    assert np.all(np.abs(errors[SETTLED:] - 1.0) <= 0.1)
+
+
 @pytest.mark.parametrize("gain", [0.3, 1.0, 3.0])
 def test_with_noise_it_stays_there_nearly_always(gain):
     shares = []
     for seed in range(5):
-        errors, _ = run(Plant(gain, noise=0.05, seed=seed), law, 200)
+        errors, _ = run(Plant(gain, noise=0.05, seed=seed), Law(), 200)
         shares.append(np.mean(np.abs(errors[SETTLED:] - 1.0) <= 0.1))
     assert np.mean(shares) >= 0.9
 
 
 def test_a_slow_drift_is_followed():
     """Each epoch shifts the error by a hundredth of the tolerance; an integral keeps the distance constant."""
-    errors, factors = run(Plant(1.0, drift=0.01), law, 200)
+    errors, factors = run(Plant(1.0, drift=0.01), Law(), 200)
     assert np.all(np.abs(errors[SETTLED:] - 1.0) <= 0.1)
     assert factors[-1] < factors[SETTLED]
 
@@ -48,16 +64,14 @@ def test_a_slow_drift_is_followed():
 def test_far_over_the_tolerance_it_comes_back_quickly_and_nothing_has_wound_up():
     """100 epochs at the upper bound, where the error stays below the tolerance; then the network becomes touchy."""
     plant = Plant(1.0, goal=math.log(HIGH) + 3.0)
-    factor, before = 1.0, None
+    law, factor = Law(), 1.0
     for _ in range(100):
-        spent = plant.epoch(factor)
-        factor, before = law(factor, spent, before), spent
+        factor = law(factor, plant.epoch(factor))
     assert factor == HIGH
     plant.goal = math.log(HIGH) - 1.0
     over = []
     for _ in range(60):
-        spent = plant.epoch(factor)
-        factor, before = law(factor, spent, before), spent
+        factor = law(factor, plant.epoch(factor))
         over.append(plant.error - 1.0)
     assert max(over) < 1.0
     assert np.all(np.abs(over[SETTLED:]) <= 0.1)
@@ -65,36 +79,46 @@ def test_far_over_the_tolerance_it_comes_back_quickly_and_nothing_has_wound_up()
 
 SPENT = st.floats(-1.0, 3.0)
 FACTOR = st.floats(LOW, HIGH)
+GAIN = st.floats(1 / 8, 1.0)
 
 
-@given(FACTOR, SPENT, st.none() | SPENT)
-def test_the_factor_stays_in_its_bounds_and_takes_bounded_steps(factor, spent, before):
-    found = controlled_factor(factor, spent, before, LOW, HIGH)
+@given(FACTOR, SPENT, st.none() | SPENT, GAIN)
+def test_the_factor_stays_in_its_bounds_and_takes_bounded_steps(factor, spent, before, gain):
+    found = controlled_factor(factor, spent, before, gain, LOW, HIGH)
     assert LOW <= found <= HIGH
     # one exp and one product: a few roundings
     assert factor / 4 * (1 - 1e-12) <= found <= factor * 1.5 * (1 + 1e-12)
 
 
-@given(FACTOR, SPENT, SPENT, SPENT)
-def test_a_larger_error_never_gives_a_larger_factor(factor, a, b, before):
+@given(FACTOR, SPENT, SPENT, SPENT, GAIN)
+def test_a_larger_error_never_gives_a_larger_factor(factor, a, b, before, gain):
     less, more = sorted((a, b))
-    found = [controlled_factor(factor, spent, before, LOW, HIGH) for spent in (less, more)]
+    found = [controlled_factor(factor, spent, before, gain, LOW, HIGH) for spent in (less, more)]
     assert found[1] <= found[0]
-    first = [controlled_factor(factor, spent, None, LOW, HIGH) for spent in (less, more)]
+    first = [controlled_factor(factor, spent, None, gain, LOW, HIGH) for spent in (less, more)]
     assert first[1] <= first[0]
 
 
-@given(FACTOR)
-def test_at_the_tolerance_nothing_changes(factor):
-    assert controlled_factor(factor, 1.0, 1.0, LOW, HIGH) == factor
-    assert controlled_factor(factor, 1.0, None, LOW, HIGH) == factor
+@given(FACTOR, GAIN)
+def test_at_the_tolerance_nothing_changes(factor, gain):
+    assert controlled_factor(factor, 1.0, 1.0, gain, LOW, HIGH) == factor
+    assert controlled_factor(factor, 1.0, None, gain, LOW, HIGH) == factor
+
+
+@given(GAIN, SPENT, SPENT)
+def test_the_gain_is_halved_at_a_crossing_and_else_grows(gain, spent, before):
+    found = adapted_gain(gain, spent, before)
+    assert 1 / 8 <= found <= 1
+    crossed = min(spent, before) < 1 < max(spent, before)
+    assert found == (max(1 / 8, gain / 2) if crossed else min(1.0, 1.2 * gain))
+    assert adapted_gain(gain, spent, None) == gain
 
 
 def test_the_law_is_its_formula():
     room = [min(1 - x, 2 * (1 - x)) for x in (0.4, 1.2)]
-    expected = math.exp(0.3 * (room[1] - room[0]) + 0.3 * room[1])
+    expected = math.exp(0.5 * (0.3 * (room[1] - room[0]) + 0.3 * room[1]))
     # the same operations up to one logarithm
-    assert controlled_factor(1.0, 1.2, 0.4, LOW, HIGH) == pytest.approx(expected, rel=1e-14)
+    assert controlled_factor(1.0, 1.2, 0.4, 0.5, LOW, HIGH) == pytest.approx(expected, rel=1e-14)
 
 
 def test_the_share_of_the_tolerance_is_cut_and_what_is_no_number_is_worst():

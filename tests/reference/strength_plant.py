@@ -32,11 +32,11 @@ class Plant:
 
 
 def run(plant, law, epochs, factor=1.0):
-    """(true errors, factors) of so many epochs under a law: (factor, spent, spent before) -> factor."""
-    errors, factors, before = [], [], None
+    """(true errors, factors) of so many epochs under a law: (factor, spent) -> factor."""
+    errors, factors = [], []
     for _ in range(epochs):
         factors.append(factor)
         spent = plant.epoch(factor)
         errors.append(plant.error)
-        factor, before = law(factor, spent, before), spent
+        factor = law(factor, spent)
     return np.array(errors), np.array(factors)

@@ -15,7 +15,7 @@ from keras_sensprune import (
     StrengthRamp,
 )
 from keras_sensprune.errors import ArgumentError
-from keras_sensprune.formulas.strength import controlled_factor, spent_share
+from keras_sensprune.formulas.strength import adapted_gain, controlled_factor, spent_share
 from keras_sensprune.training.step import SESSION
 from tests.training.test_fit import pristine
 from tests.training.test_resume import assert_same, compiled, dropout, train, unlabeled, values
@@ -190,16 +190,22 @@ def test_the_direction_of_a_plateau_is_that_of_the_metric():
     assert history["strength_factor"] == [1.0] * 4
 
 
+def by_the_law(shares):
+    """The factors of all epochs and of the next one, from the shares of the tolerance."""
+    factors, gain, before = [1.0], 1.0, None
+    for spent in shares:
+        gain = adapted_gain(gain, spent, before)
+        factors.append(controlled_factor(factors[-1], spent, before, gain, 0.01, 100.0))
+        before = spent
+    return factors
+
+
 def test_the_controller_follows_its_law_with_the_metric_of_the_pruned_network():
     model = network(rate=0.05)
     dense = model.evaluate(*V, verbose=0)[0]
     rule = StrengthController(V, 0.3, relative_to=dense - 0.2)
     prune, history = fit(model, rule, 6, validation_data=V)
-    factor, before, expected = 1.0, None, []
-    for loss in history["val_loss"]:
-        expected.append(factor)
-        spent = spent_share(loss, dense - 0.2, 0.3)
-        factor, before = controlled_factor(factor, spent, before, 0.01, 100.0), spent
+    expected = by_the_law([spent_share(loss, dense - 0.2, 0.3) for loss in history["val_loss"]])[:6]
     # the validation of `fit` has other batches than that of the rule: float32 means in another order, over 0.3
     assert history["strength_factor"] == pytest.approx(expected, rel=1e-5)
     assert len(set(expected)) == 6
@@ -214,10 +220,7 @@ def test_the_controller_skips_a_pruning_when_the_network_is_over_the_tolerance(m
     prune, history = fit(model, StrengthController(V, 0.1), 4, threshold=0.1, sensitivity=sensitivity)
     assert [r.threshold > 0 for r in prune.records] == [True, False, False, True]
     assert [r.nonzero < r.nonzero_before for r in prune.records] == [True, False, False, True]
-    factor, before, expected = 1.0, None, [1.0]
-    for spent in (0.8, 2.0, 3.0):
-        factor, before = controlled_factor(factor, spent, before, 0.01, 100.0), spent
-        expected.append(factor)
+    expected = by_the_law([0.8, 2.0, 3.0])
     assert history["strength_factor"] == pytest.approx(expected, rel=1e-12)  # (1.08 - 1) / 0.1 is rounded
     assert next(script, None) is None
 
