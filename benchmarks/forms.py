@@ -44,7 +44,7 @@ class Form:
 
     words: str
     sensitivity: dict
-    begin: float = 1e-3
+    begin: float = 3.2e-4  # among the best strengths of the forms that were tried first
     score: str = "magnitude"
     decay: bool = False
     falls: bool = False
