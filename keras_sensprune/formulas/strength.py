@@ -6,9 +6,10 @@ import math
 
 # Of the control law, see `controlled_factor` and `adapted_gain`. Chosen on a simulated plant, see docs/rules.md.
 PROPORTIONAL, INTEGRAL = 0.3, 0.3
-OVERSHOOT = 2.0
+OVERSHOOT = 1.5
 HIGHEST_RISE, DEEPEST_FALL = 1.5, 4.0
 LEAST_GAIN = 0.125
+BAND = 0.1  # about the tolerance, which the law shall hold
 
 
 def wait_on_plateau(value: float, best: float, waited: int, least: float, patience: int) -> tuple[float, int, bool]:
@@ -41,7 +42,7 @@ def wait_on_plateau(value: float, best: float, waited: int, least: float, patien
 
 
 def spent_share(value: float, reference: float, tolerance: float) -> float:
-    r"""Which share of a tolerance an error has used up: $x = (m - m_0)/\tau$, cut to $[-1, 3]$.
+    r"""Which share of a tolerance an error has used up: $x = (m - m_0)/\tau$, cut to $[-1, 2]$.
 
     Args:
         value: $m$, less is better; what is not a number counts as worst.
@@ -57,14 +58,14 @@ def spent_share(value: float, reference: float, tolerance: float) -> float:
         2.0
     """
     share = (value - reference) / tolerance
-    return max(-1.0, share) if share <= 3.0 else 3.0  # in this order also for what is not a number
+    return max(-1.0, share) if share <= 2.0 else 2.0  # in this order also for what is not a number
 
 
 def adapted_gain(gain: float, spent: float, before: float | None) -> float:
     r"""How strongly a controller answers next: half as strongly where the error has just crossed its goal.
 
     $$a_{t+1} = \begin{cases}\max(1/8,\ a_t / 2) & (1 - x_t)(1 - x_{t-1}) < 0\\
-    \min(1,\ 1.2\,a_t) & \text{else}\end{cases}$$
+    \min(1,\ \tfrac43 a_t) & \text{else}\end{cases}$$
     A network that answers strongly and at once makes a fixed law swing about the goal, and one whose error moves by
     chance makes it follow the chance: in both cases the sign changes often.
 
@@ -78,8 +79,8 @@ def adapted_gain(gain: float, spent: float, before: float | None) -> float:
 
     Example:
         >>> from keras_sensprune.formulas.strength import adapted_gain
-        >>> adapted_gain(1.0, 1.3, 0.8), adapted_gain(0.5, 1.3, 1.1)
-        (0.5, 0.6)
+        >>> adapted_gain(1.0, 1.3, 0.8), adapted_gain(0.75, 1.3, 1.1)
+        (0.5, 1.0)
 
     Reference: the rule of signs of Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning:
     the RPROP algorithm", 1993.
@@ -87,18 +88,18 @@ def adapted_gain(gain: float, spent: float, before: float | None) -> float:
     if before is None:
         return gain
     crossed = (1.0 - spent) * (1.0 - before) < 0
-    return max(LEAST_GAIN, 0.5 * gain) if crossed else min(1.0, 1.2 * gain)
+    return max(LEAST_GAIN, 0.5 * gain) if crossed else min(1.0, gain * 4 / 3)
 
 
 def controlled_factor(factor: float, spent: float, before: float | None, gain: float, low: float, high: float) -> float:
     r"""The next factor of a strength, so that an error comes to its tolerance and stays there.
 
     $$\log f_{t+1} = \log f_t + \min(\log 1.5,\ \max(-\log 4,\ a\,(k_P(\epsilon_t - \epsilon_{t-1}) +
-    k_I\,\epsilon_t))), \qquad \epsilon_t = \min(1 - x_t,\ 2\,(1 - x_t)),$$
+    k_I\,\epsilon_t))), \qquad \epsilon_t = \min(1 - x_t,\ 1.5\,(1 - x_t)),$$
     cut to $[\log f_{min}, \log f_{max}]$, with $x_t$ the share of the tolerance that is used up (1 is the goal),
     $k_P = k_I = 0.3$ and $a$ the gain: a proportional-integral law on the logarithm, in increments. What is over the
-    tolerance counts twice, and the factor may fall faster than rise. The increments add up to $\log f$ itself, so where
-    that is cut nothing winds up. For a given gain the new factor is never larger for a larger $x_t$.
+    tolerance counts by half more, and the factor may fall faster than rise. The increments add up to $\log f$ itself,
+    so where that is cut nothing winds up. For a given gain the new factor is never larger for a larger $x_t$.
 
     Args:
         factor: $f_t$, in $[f_{min}, f_{max}]$.
@@ -117,8 +118,8 @@ def controlled_factor(factor: float, spent: float, before: float | None, gain: f
         1.3499
         >>> controlled_factor(1.0, 1.0, 1.0, 1.0, 0.01, 100.0)  # at the goal
         1.0
-        >>> controlled_factor(1.0, 3.0, 1.0, 1.0, 0.01, 100.0)  # far over it
-        0.25
+        >>> controlled_factor(1.0, 2.0, 0.5, 1.0, 0.01, 100.0)  # far over it, and suddenly
+        0.3499
     """
     room = _room(spent)
     change = 0.0 if before is None else room - _room(before)
