@@ -8,6 +8,7 @@ from curves import gain, geometric_mean
 from forms import FORMS, curve_error
 from forms import PROTOCOLS as FORM_NETWORKS
 from generalize import RULES
+from results import spread
 from surface import PROTOCOLS as SURFACE_NETWORKS
 from surface import STRENGTHS
 
@@ -31,12 +32,6 @@ def load(study: str, network: str, names, part: str) -> dict[str, list[dict]]:
         if rows:
             found[name] = rows
     return found
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Mean and range, or the single value."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def found_forms() -> dict[str, dict[str, list[dict]]]:

@@ -9,7 +9,7 @@ import json
 import statistics
 from pathlib import Path
 
-from results import table
+from results import spread, table
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -40,12 +40,6 @@ def load() -> dict[str, dict[str, dict]]:
 
 def part(record: dict, name: str) -> list[dict]:
     return sorted((row for row in record["rows"] if row["part"] == name), key=lambda row: row["seed"])
-
-
-def spread(values: list[float]) -> str:
-    """Mean and range, or the single value."""
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
 def gains(rules: dict[str, dict], rule: str) -> list[float]:

@@ -9,7 +9,7 @@ import json
 import math
 from pathlib import Path
 
-from results import table
+from results import spread, table
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -73,10 +73,7 @@ def outcome_rows(runs: list[dict]) -> list[list[str]]:
     for (network, name), group in sorted(groups.items()):
         numbers = []
         for key, digits in (("error", 2), ("compression", 1)):
-            values = [run[key] for run in group]
-            mean = sum(values) / len(values)
-            spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
-            numbers.append(f"{mean:.{digits}f}{spread}")
+            numbers.append(spread([run[key] for run in group], digits))
         rows.append([network, name, *numbers, str(len(group))])
     return rows
 

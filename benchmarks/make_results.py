@@ -6,9 +6,10 @@ python benchmarks/make_results.py --check    exits 1 if the text is not fresh
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
+
+from results import spread
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,14 +39,6 @@ def load():
     return found
 
 
-def spread(values, unit=""):
-    """Mean and range, or the single value."""
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return f"{mean:.2f}{unit}"
-    return f"{mean:.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
-
-
 def summary_rows(rules):
     runs = [run for _, _, run in next(iter(rules.values()))]
     rows = [["dense", spread([r.dense_error for r in runs]), "1x", "1x", f"{len(runs)}"]]
@@ -56,8 +49,8 @@ def summary_rows(rules):
                 [
                     name,
                     spread([r.error for r in runs]),
-                    spread([r.report.compression for r in runs], "x"),
-                    spread([r.report.compression_with_biases for r in runs], "x"),
+                    spread([r.report.compression for r in runs], unit="x"),
+                    spread([r.report.compression_with_biases for r in runs], unit="x"),
                     f"{len(runs)}",
                 ]
             )

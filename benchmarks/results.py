@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +52,12 @@ def series_options(description: str, data: str, choice: str, choices: list[str])
         tf.config.threading.set_intra_op_parallelism_threads(options.threads)
         tf.config.threading.set_inter_op_parallelism_threads(options.threads)
     return options
+
+
+def spread(values: list[float], digits: int = 2, unit: str = "") -> str:
+    """Mean and range, or the single value."""
+    mean = f"{statistics.mean(values):.{digits}f}{unit}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:

@@ -126,8 +126,10 @@ def test_pages_made_from_results_are_fresh(name, monkeypatch):
     assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == maker.page()
 
 
-def test_the_table_of_budgets_is_fresh(monkeypatch):
+@pytest.mark.parametrize("page", [DOCS / "sparsify.md", ROOT / "README.md"], ids=lambda page: page.name)
+def test_the_tables_of_budgets_are_fresh(page, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     script = importlib.import_module("sparsify")
-    text = (DOCS / "sparsify.md").read_text(encoding="utf-8")
-    assert script.page(text) == text, "Repair it with: python benchmarks/sparsify.py --page"
+    assert script.fresh(page) == page.read_text(encoding="utf-8"), (
+        "Repair it with: python benchmarks/sparsify.py --page"
+    )

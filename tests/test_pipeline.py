@@ -125,12 +125,13 @@ def test_the_networks_have_the_published_sizes(name, weights):
     assert model.output_shape == (None, 10)
 
 
-def test_the_results_page_and_the_readme_table_are_fresh():
+def test_the_results_page_and_the_readme_table_are_fresh(monkeypatch):
     import runpy
     import sys
     from unittest import mock
 
     script = ROOT / "benchmarks" / "make_results.py"
+    monkeypatch.syspath_prepend(script.parent)
     with mock.patch.object(sys, "argv", [str(script), "--check"]):
         runpy.run_path(str(script), run_name="__main__")
 
