@@ -29,11 +29,11 @@ class Setting:
     label_smoothing: float = 0.1
     dense_epochs: int = 10
     dense_rate: float = 0.1
-    epochs: int = 50
+    epochs: int = 60
     rate: float = 0.005
     strength: float = 2e-4
     threshold: float = 0.01
-    tolerance: float = 0.1
+    tolerance: float = 0.1  # of the dense loss
 
 
 NETWORKS = {"lenet-300-100": ("mnist", 10_000), "lenet-5": ("mnist", 10_000), "cifar": ("cifar10_jpeg", 10_000)}
@@ -108,11 +108,11 @@ def control(name, setting, data, seed):
     before = fit(dense, setting, falling, setting.dense_epochs, data, [])
     model.set_weights(dense.get_weights())
     middle = time.perf_counter()
-    rule = StrengthController(data[1], setting.tolerance)
+    tolerance = setting.tolerance * before["val_loss"][-1]
+    rule = StrengthController(data[1], tolerance)
     prune = PruneAtEpochEnd(setting.threshold, strength=rule)
     found = fit(model, setting, setting.rate, setting.epochs, data, [prune])
-    goal = before["val_loss"][-1] + setting.tolerance
-    spent = [1 + (loss - goal) / setting.tolerance for loss in found["val_loss"]]
+    spent = [(loss - before["val_loss"][-1]) / tolerance for loss in found["val_loss"]]
     last = spent[len(spent) // 2 :]
     columns = zip(
         found["val_loss"], found["val_accuracy"], found["strength_factor"], found["sparsity"], spent, strict=True
