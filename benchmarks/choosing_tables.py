@@ -61,6 +61,13 @@ def form_gains(rows: list[dict], control: list[dict]) -> list[float]:
     return [geometric_mean([gain(one, other, error) for _, error in other[2:-1]]) for one, other in pairs]
 
 
+def last_gains(rows: list[dict], control: list[dict]) -> list[float]:
+    """By seed: the same at the last stage, at the lower one of the two errors there, which both curves reach."""
+    by_seed = {row["seed"]: curve(row) for row in control}
+    pairs = [(curve(row), by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
+    return [gain(one, other, min(one[-1][1], other[-1][1])) for one, other in pairs]
+
+
 def gain_words(found: list[float]) -> str:
     middle = f"{geometric_mean(found):.2f}"
     return middle if len(found) == 1 else f"{middle} ({min(found):.2f} to {max(found):.2f})"
@@ -71,6 +78,7 @@ def form_rows(forms: dict[str, list[dict]]) -> list[list[str]]:
     for name, runs in forms.items():
         errors = [spread([run["curve"][n][1] for run in runs]) for n in range(len(runs[0]["curve"]))]
         found = [form_gains(runs, forms.get(control, [])) if name != control else [] for control in ("l2", "none")]
+        found.insert(1, last_gains(runs, forms.get("l2", [])) if name != "l2" else [])
         strength = f"{runs[0]['strength']:g}" if FORMS[name].begin else ""
         beside = [gain_words(gains) if gains else "" for gains in found]
         rows.append([FORMS[name].words, strength, *errors, *beside, str(len(runs))])
@@ -168,7 +176,9 @@ def unpruned_verdict(rules: dict[str, list[dict]]) -> str:
     words = []
     for name in ("raw", "relevance"):
         gained = [control[run["seed"]] - run["test_error"] for run in rules.get(name, []) if run["seed"] in control]
-        if gained:
+        if len(gained) == 1:
+            words.append(f"{RULE_WORDS[name]} {-gained[0]:+.2f} points beside L2, in one seed")
+        elif gained:
             said = "below L2 in all seeds" if min(gained) > 0 else "not below L2 in all seeds"
             words.append(f"{RULE_WORDS[name]} is {said} ({-statistics.mean(gained):+.2f} points on average)")
     return f"Test error: {'; '.join(words)}." if words else ""

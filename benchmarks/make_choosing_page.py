@@ -87,13 +87,15 @@ def form_parts(networks: dict[str, dict[str, list[dict]]]) -> list[str]:
     for network, forms in networks.items():
         stages = [f"{c:g}x" for c in FORM_NETWORKS[network].compressions]
         parts += [f"### {NETWORKS[network]}", "Test error in percent, mean and range over the seeds:"]
-        head = ["form", "strength", *stages, "fewer weights than L2", "than no shrinkage", "seeds"]
+        head = ["form", "strength", *stages, "fewer weights than L2", f"at {stages[-1]}", "than no shrinkage"]
+        head.append("seeds")
         parts.append(table(head, form_rows(forms)))
         parts.append(
             "*Fewer weights*: how many times fewer weights the form keeps at equal error, geometric mean over the "
             f"errors that the other has at {' and '.join(stages[1:-1])} and over the seeds, from the curves with the "
             "logarithm of the compression interpolated. An error outside of a curve counts as its nearest one. "
-            + form_protocol(network)
+            f"*At {stages[-1]}*: the same, beside L2, at the lower one of the two errors there; it was looked at after "
+            "the goal had been set. " + form_protocol(network)
         )
         if all(run["curve"][0][1] > run["curve"][1][1] for runs in forms.values() for run in runs):
             parts.append(

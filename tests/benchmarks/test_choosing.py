@@ -193,7 +193,8 @@ def test_the_verdict_follows_from_the_rows(dense, convolutional, words, script):
 def test_rows_say_what_the_runs_say(script):
     tables = script("choosing_tables")
     forms = {"l2": runs(1), "raw": runs(1.25)}
-    assert tables.form_rows(forms)[1][-3:] == ["1.25 (1.25 to 1.25)", "", "3"]
+    assert tables.form_rows(forms)[1][-4:] == ["1.25 (1.25 to 1.25)", "1.25 (1.25 to 1.25)", "", "3"]
+    assert tables.last_gains(runs(0.8), runs(1)) == pytest.approx([0.8] * 3)  # at the error of the better one
     surface = {"strength": 1e-3, "before": 3.0, "dense": 2.5, "thresholds": [0.1, 0.2, 0.3, 0.4]}
     surface |= {"sparsities": [0.5, 0.75, 0.9, 0.95], "errors": [3.0, 3.4, 9.0, 3.0]}
     assert tables.largest_rows([surface]) == [["0.001", "0.2", "4.0x"]]
@@ -205,4 +206,6 @@ def test_rows_say_what_the_runs_say(script):
     for rows in unpruned.values():
         rows[0] |= {"validation_loss": 0.2, "train_error": 1.0, "train_loss": 0.05}
     assert tables.unpruned_rows(unpruned)[1][2:5] == ["2.00", "0.150", "2.25"]
-    assert "raw, specific is below L2 in all seeds (-0.25 points" in tables.unpruned_verdict(unpruned)
+    assert "raw, specific -0.25 points beside L2, in one seed" in tables.unpruned_verdict(unpruned)
+    twice = {name: [rows[0], {**rows[0], "seed": 1}] for name, rows in unpruned.items()}
+    assert "raw, specific is below L2 in all seeds (-0.25 points" in tables.unpruned_verdict(twice)
