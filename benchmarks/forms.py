@@ -70,6 +70,8 @@ FIRST = {
         "score w S, mean of abs, no shrinkage", {**AVERAGED, "reduction": "mean_of_abs"}, 0.0, "sensitivity"
     ),
     "none": Form("no shrinkage", {"kind": "none"}, 0.0),
+    "relevance-falling": Form("relevance, falling strength", RELEVANCE, 3.2e-3, falls=True),
+    "l2-falling": Form("L2, falling strength", {"kind": "none"}, falls=True),
 }
 OTHERS = {
     "score-all-outputs": Form(
@@ -82,8 +84,6 @@ OTHERS = {
     "l2-score": Form("score w S, with L2", AVERAGED, score="sensitivity", decay=True),
     "relevance-score": Form("score w S, with relevance", RELEVANCE, score="sensitivity"),
     "relative": Form("relative", AVERAGED),
-    "relevance-falling": Form("relevance, falling strength", RELEVANCE, falls=True),
-    "l2-falling": Form("L2, falling strength", {"kind": "none"}, falls=True),
     "mean-of-abs": Form("raw, mean of abs", {**SPECIFIC, "reduction": "mean_of_abs"}),
     "unspecific": Form("raw, unspecific", {"kind": "unspecific"}),
     "loss": Form("raw, loss", {"kind": "loss"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -133,3 +134,16 @@ def test_the_tables_of_budgets_are_fresh(page, monkeypatch):
     assert script.fresh(page) == page.read_text(encoding="utf-8"), (
         "Repair it with: python benchmarks/sparsify.py --page"
     )
+
+
+def test_the_page_on_rules_says_what_the_controller_did():
+    text = (DOCS / "rules.md").read_text(encoding="utf-8")
+
+    def share(network, kind=""):
+        file = ROOT / "benchmarks" / "results" / f"strength-control-{network}-seed0{kind}.json"
+        return f"{100 * json.loads(file.read_text(encoding='utf-8'))['within a tenth']:.0f} %"
+
+    dense, convolutional, cifar = map(share, ("lenet-300-100", "lenet-5", "cifar"))
+    assert f"{dense} of the epochs of\nLeNet-300-100, {convolutional} of LeNet-5, and {cifar} of a CIFAR-10" in text
+    before = [share(network, "-fixed-gain") for network in ("lenet-5", "cifar")]
+    assert f"it was {before[0]} on LeNet-5 and {before[1]} on CIFAR-10" in text
