@@ -31,7 +31,7 @@ class Surface(Protocol):
 PROTOCOLS = {
     "lenet-300-100": Surface(),
     "lenet-5": Surface("lenet-5", train=10_000, rate=0.2),
-    "cifar": Surface("cifar", "cifar10-jpeg", train=10_000, rate=0.1),
+    "cifar": Surface("cifar", "cifar10-jpeg", rate=0.1, dense_epochs=30),
 }
 QUICK = Surface("lenet-300-100", "digits", 256, 200, 200, dense_epochs=1, epochs=1)
 
