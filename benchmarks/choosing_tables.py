@@ -108,7 +108,7 @@ def verdict(dense: dict[str, list[dict]], convolutional: dict[str, list[dict]]) 
         )
     else:
         said = met_words(met, dict(ranked(convolutional)), goal)
-    return " ".join([said, *alone_words(dense, best)])
+    return " ".join([said, *alone_words(dense, best), *last_words(dense, convolutional)])
 
 
 def met_words(met: list[tuple[str, list[float]]], confirmed: dict[str, list[float]], goal: str) -> str:
@@ -132,6 +132,19 @@ def alone_words(forms: dict[str, list[dict]], best: str) -> list[str]:
         f"The same stages without any shrinkage keep {gain_words(over_l2)} times fewer weights than L2, and beside "
         f"that {FORMS[best].words} keeps {gain_words(over_none)} times fewer: what is gained over L2 is gained by the "
         "sensitivity only as far as the second number is above 1."
+    ]
+
+
+def last_words(forms: dict[str, list[dict]], convolutional: dict[str, list[dict]]) -> list[str]:
+    """The form that is best at the last stage, there beside L2, with what it does inside the curve."""
+    found = {name: last_gains(forms[name], forms["l2"]) for name, _ in ranked(forms)}
+    best = max(found, key=lambda name: geometric_mean(found[name]))
+    stage = f"{forms[best][0]['curve'][-1][0]:.0f}x"
+    there = last_gains(convolutional.get(best, []), convolutional.get("l2", []))
+    confirmed = f"{gain_words(there)} on LeNet-5" if there else "not run on LeNet-5"
+    return [
+        f"At {stage} the best form is {FORMS[best].words}: {gain_words(found[best])} times fewer weights than L2, "
+        f"{confirmed}; inside the curve it is {gain_words(form_gains(forms[best], forms['l2']))}."
     ]
 
 

@@ -28,7 +28,7 @@ from choosing_tables import (
     unpruned_verdict,
     verdict,
 )
-from forms import FORMS
+from forms import FIRST, FORMS
 from generalize import PROTOCOLS as UNPRUNED_NETWORKS
 from generalize import RULES
 from results import table
@@ -38,24 +38,34 @@ CURVES, SURFACES = "images/forms.png", "images/surface.png"
 
 
 def draw_curves(networks: dict[str, dict[str, list[dict]]]) -> None:
+    """Controls in black and gray, the main forms in strong colors, the others thin; on logarithmic axes."""
+    from matplotlib.ticker import LogLocator
+
     from keras_sensprune.reports.figure import new_figure, tidy, written
 
-    figure = new_figure(4.5 * len(networks) + 2, 4)
+    figure = new_figure(4.5 * len(networks) + 3, 4.2)
+    styles = {"l2": {"color": "black", "linewidth": 2.2, "zorder": 5}}
+    styles["none"] = {**styles["l2"], "color": "gray"}
+    for number, name in enumerate(name for name in FORMS if name not in styles):
+        strong = {"linewidth": 1.6} if name in FIRST else {"linewidth": 0.8, "linestyle": "--"}
+        styles[name] = {"color": f"C{number % 10}", **strong}
+    lines = {}
     for axes, (network, forms) in zip(
         figure.subplots(1, len(networks), squeeze=False)[0], networks.items(), strict=True
     ):
         tidy(axes, "both")
-        for number, (name, runs) in enumerate(forms.items()):
+        for name, runs in forms.items():
             points = [run["curve"] for run in runs]
             mean = [(p[0][0], statistics.mean(e for _, e in p)) for p in zip(*points, strict=True)]
-            style = {"color": "black", "linewidth": 2.2, "zorder": 5} if name == "l2" else {"color": f"C{number % 10}"}
-            line = "-" if number < 10 else "--"
-            axes.plot(*zip(*mean, strict=True), line, marker=".", label=FORMS[name].words, **style)
-        axes.set(xscale="log", xlabel="weights / nonzero weights", ylabel="test error, %", title=NETWORKS[network])
+            (lines[FORMS[name].words],) = axes.plot(*zip(*mean, strict=True), marker=".", **styles[name])
+        axes.set(xscale="log", yscale="log", title=NETWORKS[network])
+        axes.set(xlabel="weights / nonzero weights", ylabel="test error, %")
         marks = [c for c, _ in next(iter(forms.values()))[0]["curve"]]
         axes.set_xticks(marks, [f"{mark:.0f}x" for mark in marks])
+        axes.yaxis.set_major_locator(LogLocator(subs=[1, 1.5, 2, 2.5, 3, 4, 5, 6, 8]))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=6)
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=7)
     written(figure, DOCS / CURVES)
 
 

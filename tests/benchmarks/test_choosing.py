@@ -178,6 +178,11 @@ ASKS = ").** The goal asks LeNet-5 as well: "
             {},
             "best of 2 on LeNet-300-100 is raw, specific: 1.10 (1.10 to 1.10) over 3 seeds",
         ),
+        (
+            {"l2": runs(1), "raw": runs(1.1), "relevance": runs(1.2)},
+            {"l2": runs(1, 1), "relevance": runs(1.25, 1)},
+            "At 160x the best form is relevance: 1.20 (1.20 to 1.20) times fewer weights than L2, 1.25 on LeNet-5;",
+        ),
         ({"l2": runs(1), "raw": runs(1.5, 1)}, {}, "**No form is shown to keep 1.3 times"),  # one seed is not enough
         ({"l2": runs(1), "none": runs(1.4)}, {}, "Not measured yet"),  # without a sensitivity it is no form of the rule
         ({"l2": runs(1), "none": runs(1.2), "raw": runs(1.5)}, {}, "raw, specific keeps 1.25 (1.25 to 1.25) times"),
