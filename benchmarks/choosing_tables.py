@@ -209,13 +209,14 @@ def surface_rows(runs: list[dict]) -> list[list[str]]:
 
 
 def largest_rows(runs: list[dict]) -> list[list[str]]:
-    """For each strength the largest threshold up to which the error stays within the allowed points."""
-    rows = []
+    """For each strength the largest threshold up to which the error stays within the allowed points above that of the
+    run of least strength before any threshold."""
+    rows, reference = [], min(runs, key=lambda run: run["strength"])["before"]
     for run in runs:
         points = zip(run["thresholds"], run["sparsities"], run["errors"], strict=True)
         best = None
         for point in points:
-            if point[2] > run["dense"] + WITHIN:
+            if point[2] > reference + WITHIN:
                 break
             best = point
         words = ["none", ""] if best is None else [f"{best[0]:g}", f"{1 / (1 - best[1]):.1f}x"]

@@ -203,6 +203,7 @@ def test_rows_say_what_the_runs_say(script):
     surface = {"strength": 1e-3, "before": 3.0, "dense": 2.5, "thresholds": [0.1, 0.2, 0.3, 0.4]}
     surface |= {"sparsities": [0.5, 0.75, 0.9, 0.95], "errors": [3.0, 3.4, 9.0, 3.0]}
     assert tables.largest_rows([surface]) == [["0.001", "0.2", "4.0x"]]
+    assert tables.largest_rows([surface, {**surface, "strength": 0.0, "before": 1.5}])[0] == ["0.001", "none", ""]
     assert tables.surface_rows([surface])[0][:3] == ["0.001", "3.00", "50.0: 3.00"]
     unpruned = {
         name: [{"seed": 0, "strength": 1e-3, "test_error": error, "test_loss": 0.1, "validation_error": 3.0}]
