@@ -152,8 +152,13 @@ def ctrl_c_from_the_keyboard(seconds: float) -> Callable[[Path], None]:
         model = fresh(run_eagerly=False)
         timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
         begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epoch == 1 and timer.start())
-        with raises(KeyboardInterrupt), pruning(model):
-            fit(model, PruneAtEpochEnd(0.01), begin, epochs=10**6)
+        # A shell lets what it starts in the background ignore SIGINT: then this training would not end.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with raises(KeyboardInterrupt), pruning(model):
+                fit(model, PruneAtEpochEnd(0.01), begin, epochs=10**6)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert_as_before(model)
 
     return run
