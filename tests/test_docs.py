@@ -139,11 +139,18 @@ def test_the_tables_of_budgets_are_fresh(page, monkeypatch):
 def test_the_page_on_rules_says_what_the_controller_did():
     text = (DOCS / "rules.md").read_text(encoding="utf-8")
 
-    def share(network, kind=""):
+    def result(network, kind=""):
         file = ROOT / "benchmarks" / "results" / f"strength-control-{network}-seed0{kind}.json"
-        return f"{100 * json.loads(file.read_text(encoding='utf-8'))['within a tenth']:.0f} %"
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def share(*which):
+        return f"{100 * result(*which)['within a tenth']:.0f} %"
 
     dense, convolutional, cifar = map(share, ("lenet-300-100", "lenet-5", "cifar"))
     assert f"{dense} of the epochs of\nLeNet-300-100, {convolutional} of LeNet-5, and {cifar} of a CIFAR-10" in text
+    apart = [abs(row[-1] - 1) for row in result("cifar")["epochs"]]
+    outside = [value for value in apart[len(apart) // 2 :] if value > 0.1]
+    assert len(outside) == 4
+    assert f"where the four others were within {100 * max(outside):.0f} %" in text
     before = [share(network, "-fixed-gain") for network in ("lenet-5", "cifar")]
     assert f"it was {before[0]} on LeNet-5 and {before[1]} on CIFAR-10" in text

@@ -99,6 +99,7 @@ def test_other_json_comes_back_too(value):
 LAYER = to_json(LayerRecord("fc", "Dense", (2, 3), 6, 2, 3, 1, units=3, dead_units=1, regularized=True))
 PRUNED = to_json(PruneRecord(0, 1e-3, 6, 4, 2, 0.5))
 PHASE = to_json(DENSE)
+REFUSED = "A record of type '{}' has a value that is not allowed. Argument"
 SPARSIFIED = to_json(SparsifyRecord(Budget(error=1.0), "loss", False, "", (DENSE,), "", ()))
 
 
@@ -118,11 +119,14 @@ SPARSIFIED = to_json(SparsifyRecord(Budget(error=1.0), "loss", False, "", (DENSE
         (LAYER.replace("true", "1"), "A record of type 'LayerRecord' has a wrong field: `regularized` must be bool,"),
         (PRUNED.replace("0.5", '"0.5"'), "A record of type 'PruneRecord' has a wrong field: `penalty` must be float,"),
         (PRUNED.replace("0.001", "true"), "A record of type 'PruneRecord' has a wrong field: `threshold` must be"),
-        (PHASE.replace("5.0", "null"), "A record of type 'PhaseRecord'"),
-        (PHASE.replace(": 10", ": 11", 1), "A record of type 'PhaseRecord'"),
-        (PHASE.replace(": 10", ": 0"), "A record of type 'PhaseRecord'"),
-        (re.sub(r"\{[^{}]*dense[^{}]*\}", "", SPARSIFIED), "A record of type 'SparsifyRecord'"),
-        (SPARSIFIED.replace("true", "false"), "A record of type 'SparsifyRecord'"),
+        (PHASE.replace("5.0", "null"), f"{REFUSED.format('PhaseRecord')} `error` must be a number where"),
+        (
+            PHASE.replace(": 10", ": 11", 1),
+            f"{REFUSED.format('PhaseRecord')} `nonzero` must be from 0 to the total of 10",
+        ),
+        (PHASE.replace(": 10", ": 0"), f"{REFUSED.format('PhaseRecord')} `nonzero` must be from 0 to the total of 0"),
+        (re.sub(r"\{[^{}]*dense[^{}]*\}", "", SPARSIFIED), f"{REFUSED.format('SparsifyRecord')} `phases` must be"),
+        (SPARSIFIED.replace("true", "false"), f"{REFUSED.format('SparsifyRecord')} `phases` must be"),
         (PRUNED.replace("[]", "[3]", 1), "A record of type 'PruneRecord' has a wrong field: `kept_by_floor` must be"),
     ],
     ids=lambda text: text[:24],
