@@ -18,7 +18,7 @@ GOAL = 1.3  # times fewer weights than L2 at equal error
 SEEDS = {"lenet-300-100": 3, "lenet-5": 1}  # that a finished study has
 CONFIRMING = ("l2", "raw", "relevance", "score", "relevance-falling", "l2-falling")  # asked of LeNet-5
 CONTROLS = ("l2", "none", "l2-falling")  # forms without a sensitivity
-WITHIN = 1.0  # points above the dense error that the table of surfaces allows
+WITHIN = 1.0  # points above the run without shrinkage that the table of surfaces allows
 RULE_WORDS = {"none": "no penalty", "l2": "L2", "raw": "raw, specific", "relevance": "relevance"}
 
 
@@ -53,19 +53,22 @@ def curve(row: dict) -> list[tuple[float, float]]:
     return [(1.0, row.get("dense", 100.0)), *((c, e) for c, e in row["curve"])]
 
 
+def curve_pairs(rows: list[dict], control: list[dict]) -> list[tuple[list, list]]:
+    """By seed: the curve of a form and that of the control, where both have the seed."""
+    by_seed = {row["seed"]: curve(row) for row in control}
+    return [(curve(row), by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
+
+
 def form_gains(rows: list[dict], control: list[dict]) -> list[float]:
     """By seed: times fewer weights than the control, geometric mean over the errors that the control has inside its
     curve (not dense, at the first stage or at the last)."""
-    by_seed = {row["seed"]: curve(row) for row in control}
-    pairs = [(curve(row), by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
+    pairs = curve_pairs(rows, control)
     return [geometric_mean([gain(one, other, error) for _, error in other[2:-1]]) for one, other in pairs]
 
 
 def last_gains(rows: list[dict], control: list[dict]) -> list[float]:
     """By seed: the same at the last stage, at the lower one of the two errors there, which both curves reach."""
-    by_seed = {row["seed"]: curve(row) for row in control}
-    pairs = [(curve(row), by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
-    return [gain(one, other, min(one[-1][1], other[-1][1])) for one, other in pairs]
+    return [gain(one, other, min(one[-1][1], other[-1][1])) for one, other in curve_pairs(rows, control)]
 
 
 def gain_words(found: list[float]) -> str:
@@ -108,7 +111,7 @@ def verdict(dense: dict[str, list[dict]], convolutional: dict[str, list[dict]]) 
         )
     else:
         said = met_words(met, dict(ranked(convolutional)), goal)
-    return " ".join([said, *alone_words(dense, best), *last_words(dense, convolutional)])
+    return " ".join([said, *alone_words(dense, best), last_words(dense, convolutional)])
 
 
 def met_words(met: list[tuple[str, list[float]]], confirmed: dict[str, list[float]], goal: str) -> str:
@@ -135,17 +138,18 @@ def alone_words(forms: dict[str, list[dict]], best: str) -> list[str]:
     ]
 
 
-def last_words(forms: dict[str, list[dict]], convolutional: dict[str, list[dict]]) -> list[str]:
+def last_words(forms: dict[str, list[dict]], convolutional: dict[str, list[dict]]) -> str:
     """The form that is best at the last stage, there beside L2, with what it does inside the curve."""
-    found = {name: last_gains(forms[name], forms["l2"]) for name, _ in ranked(forms)}
+    inside = dict(ranked(forms))
+    found = {name: last_gains(forms[name], forms["l2"]) for name in inside}
     best = max(found, key=lambda name: geometric_mean(found[name]))
     stage = f"{forms[best][0]['curve'][-1][0]:.0f}x"
     there = last_gains(convolutional.get(best, []), convolutional.get("l2", []))
     confirmed = f"{gain_words(there)} on LeNet-5" if there else "not run on LeNet-5"
-    return [
+    return (
         f"At {stage} the best form is {FORMS[best].words}: {gain_words(found[best])} times fewer weights than L2, "
-        f"{confirmed}; inside the curve it is {gain_words(form_gains(forms[best], forms['l2']))}."
-    ]
+        f"{confirmed}; inside the curve it is {gain_words(inside[best])}."
+    )
 
 
 def search_rows(forms: dict[str, list[dict]]) -> list[list[str]]:

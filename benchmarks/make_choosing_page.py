@@ -97,8 +97,8 @@ def form_parts(networks: dict[str, dict[str, list[dict]]]) -> list[str]:
     for network, forms in networks.items():
         stages = [f"{c:g}x" for c in FORM_NETWORKS[network].compressions]
         parts += [f"### {NETWORKS[network]}", "Test error in percent, mean and range over the seeds:"]
-        head = ["form", "strength", *stages, "fewer weights than L2", f"at {stages[-1]}", "than no shrinkage"]
-        head.append("seeds")
+        beside = ["fewer weights than L2", f"at {stages[-1]}", "than no shrinkage"]
+        head = ["form", "strength", *stages, *beside, "seeds"]
         parts.append(table(head, form_rows(forms)))
         parts.append(
             "*Fewer weights*: how many times fewer weights the form keeps at equal error, geometric mean over the "

@@ -60,6 +60,13 @@ def spread(values: list[float], digits: int = 2, unit: str = "") -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def with_part(text: str, begin: str, part: str) -> str:
+    """A page with a fresh generated part between its marks."""
+    end = "<!-- end of the generated part -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end, 1)[1]}"
+
+
 def table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
     """A table in Markdown, whose first columns are text and the others numbers."""
     rule = ["---"] * left + ["--:"] * (len(head) - left)

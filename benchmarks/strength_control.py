@@ -108,17 +108,18 @@ def control(name, setting, data, seed):
     before = fit(dense, setting, falling, setting.dense_epochs, data, [])
     model.set_weights(dense.get_weights())
     middle = time.perf_counter()
-    tolerance = setting.tolerance * before["val_loss"][-1]
+    reference = before["val_loss"][-1]
+    tolerance = setting.tolerance * reference
     rule = StrengthController(data[1], tolerance)
     prune = PruneAtEpochEnd(setting.threshold, strength=rule)
     found = fit(model, setting, setting.rate, setting.epochs, data, [prune])
-    spent = [(loss - before["val_loss"][-1]) / tolerance for loss in found["val_loss"]]
+    spent = [(loss - reference) / tolerance for loss in found["val_loss"]]
     last = spent[len(spent) // 2 :]
     columns = zip(
         found["val_loss"], found["val_accuracy"], found["strength_factor"], found["sparsity"], spent, strict=True
     )
     return {
-        "dense": {"loss": before["val_loss"][-1], "error": 100 * (1 - before["val_accuracy"][-1])},
+        "dense": {"loss": reference, "error": 100 * (1 - before["val_accuracy"][-1])},
         "columns": ["loss", "accuracy", "factor", "sparsity", "share of the tolerance"],
         "epochs": [[round(float(value), 6) for value in row] for row in columns],
         "skipped": sum(record.threshold == 0 for record in prune.records),

@@ -8,24 +8,9 @@ import pytest
 from hypothesis import given
 
 from keras_sensprune.formulas.strength import adapted_gain, controlled_factor, spent_share, wait_on_plateau
-from tests.reference.strength_plant import Plant, run
+from tests.reference.strength_plant import HIGH, LOW, Law, Plant, run
 
-LOW, HIGH = 0.01, 100.0
 SETTLED = 30  # epochs, as docs/rules.md says
-
-
-class Law:
-    """The law with what it remembers."""
-
-    def __init__(self):
-        self.gain, self.before = 1.0, None
-
-    def __call__(self, factor, spent):
-        spent = spent_share(spent, 0.0, 1.0)
-        self.gain = adapted_gain(self.gain, spent, self.before)
-        found = controlled_factor(factor, spent, self.before, self.gain, LOW, HIGH)
-        self.before = spent
-        return found
 
 
 @pytest.mark.parametrize("gain", [0.3, 0.5, 1.0, 2.0, 3.0])

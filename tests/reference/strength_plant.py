@@ -4,6 +4,10 @@ import math
 
 import numpy as np
 
+from keras_sensprune.formulas.strength import adapted_gain, controlled_factor, spent_share
+
+LOW, HIGH = 0.01, 100.0  # the default bounds of a factor
+
 
 class Plant:
     """x_{t+1} = a x_t + (1 - a) (1 + g (log f_t - u)), with a = exp(-1 / lag); noise is added to what is measured.
@@ -29,6 +33,20 @@ class Plant:
         settled = 1.0 + self.gain * (math.log(factor) - self.goal) + self.shift
         self.error = self.kept * self.error + (1.0 - self.kept) * max(0.0, settled)
         return self.error + self.noise * self.rng.normal()
+
+
+class Law:
+    """The law of the package with what it remembers, called with a factor and a share that is not cut yet."""
+
+    def __init__(self):
+        self.gain, self.before = 1.0, None
+
+    def __call__(self, factor, spent):
+        spent = spent_share(spent, 0.0, 1.0)
+        self.gain = adapted_gain(self.gain, spent, self.before)
+        found = controlled_factor(factor, spent, self.before, self.gain, LOW, HIGH)
+        self.before = spent
+        return found
 
 
 def run(plant, law, epochs, factor=1.0):

@@ -15,8 +15,9 @@ from keras_sensprune import (
     StrengthRamp,
 )
 from keras_sensprune.errors import ArgumentError
-from keras_sensprune.formulas.strength import adapted_gain, controlled_factor, spent_share
+from keras_sensprune.formulas.strength import spent_share
 from keras_sensprune.training.step import SESSION
+from tests.reference.strength_plant import Law
 from tests.training.test_fit import pristine
 from tests.training.test_resume import assert_same, compiled, dropout, train, unlabeled, values
 
@@ -192,11 +193,9 @@ def test_the_direction_of_a_plateau_is_that_of_the_metric():
 
 def by_the_law(shares):
     """The factors of all epochs and of the next one, from the shares of the tolerance."""
-    factors, gain, before = [1.0], 1.0, None
+    factors, law = [1.0], Law()
     for spent in shares:
-        gain = adapted_gain(gain, spent, before)
-        factors.append(controlled_factor(factors[-1], spent, before, gain, 0.01, 100.0))
-        before = spent
+        factors.append(law(factors[-1], spent))
     return factors
 
 
