@@ -93,7 +93,8 @@ def work(quick, output, crash):
             digest = zlib.crc32(b"".join(np.ascontiguousarray(w) for w in model.get_weights()))
             if int(total(tf.constant(digest, "int64"))) != workers * digest:
                 raise SystemExit("The workers do not hold the same weights.")
-            print(f"worker {rank}, epoch {epoch}: loss {float(value):.4f}, {record.nonzero:,} weights", flush=True)
+            line = f"worker {rank}, epoch {epoch}: loss {float(value):.4f}, {record.nonzero:,} weights\n"
+            print(line, end="", flush=True)  # one write: the lines of workers that share a terminal do not mix
             if chief:
                 save(step, model, state, weights)
         if chief:

@@ -122,6 +122,7 @@ def test_a_killed_worker_does_not_change_the_result_of_several_machines(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The example itself compares the weights of its workers after every pruning."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # every write goes out at once, the worst case for lines that two write
     output, crashed = run(name, tmp_path, monkeypatch, capfd), tmp_path / "crashed"
     assert {path.name for path in output.iterdir()} == {"model.keras", "loop.weights.h5", "pruning.state"}
     crashed.mkdir()
