@@ -15,6 +15,7 @@ from keras import ops
 from keras_sensprune.errors import ModelError
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.training.batch import forward_terms, loss_terms, own_forward_is_cheaper
+from keras_sensprune.training.conversion import conversion, unconverted
 from keras_sensprune.training.gradients import SensitivityTape
 from keras_sensprune.training.health import StepHealth
 from keras_sensprune.training.outputs import Terms, model_terms
@@ -31,6 +32,7 @@ _LOSS_ARGUMENTS = ("x", "y", "y_pred", "sample_weight", "training")
 class _Step(threading.local):
     """What one training step of one thread (= replica) has found so far."""
 
+    convert: Callable[[Any], Any] = staticmethod(unconverted)  # to the user's functions: as where the step is called
     tape: SensitivityTape | None = None  # set while the user's train step runs under the tape
     active = False  # whether a training step is running at all
     probing = False  # whether a custom step is only traced, to see if it computes its loss through compute_loss
@@ -96,6 +98,10 @@ class RuleStep:
         Returns:
             What the user's step returns.
         """
+        self._step.convert = conversion()
+        return unconverted(self._program)(data)
+
+    def _program(self, data: Any) -> Any:
         due = self.pace.due()
         if self._programs is None:
             return self._one_step(data, due)
@@ -128,6 +134,7 @@ class RuleStep:
         self.health.begin(data)
         optimizer = getattr(self.model, "optimizer", None)  # a custom step may have one of its own
         state, updates = self._step, real_updates(optimizer)
+        user_step = state.convert(self._user_step)
         state.active, state.calls, state.shrinkages = True, 0, None
         state.in_place = self._stock and updates is None and self._replicas() == 1
         state.in_place = state.in_place and not looks_at_weights(optimizer)
@@ -137,17 +144,17 @@ class RuleStep:
             if self.sensitivity.kind == "none":
                 if not state.in_place:
                     self._take_shrinkages()
-                logs = self._user_step(data)
+                logs = user_step(data)
             elif losses and not self._apart:
                 with self._new_tape() as tape:
                     state.tape = tape
-                    logs = self._user_step(data)
+                    logs = user_step(data)
             else:
                 x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
                 self.health.check_labels(self._refresh(lambda: self._own_forward(x, y, sample_weight)))
                 if not state.in_place:
                     self._take_shrinkages()
-                logs = self._user_step(data)
+                logs = user_step(data)
             after = real_updates(optimizer)
             real = None if updates is None or after is None else ops.not_equal(updates, after)
             with self._with_batch():
@@ -172,7 +179,7 @@ class RuleStep:
             self._step.active = self._step.probing = True
             self._step.calls = 0
             try:
-                tf.function(self._user_step).get_concrete_function(data)
+                tf.function(self._step.convert(self._user_step), autograph=False).get_concrete_function(data)
             except Exception:  # what comes after the loss (an update under several replicas) need not be traceable
                 pass
             finally:
@@ -202,15 +209,19 @@ class RuleStep:
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for `model.compute_loss`; outside of a training step it only passes the call on."""
+        user_loss = conversion()(self._user_compute_loss)
         if not self._step.active:
-            return self._user_compute_loss(*args, **kwargs)
+            return user_loss(*args, **kwargs)
+        return unconverted(self._loss_of_step)(user_loss, args, kwargs)
+
+    def _loss_of_step(self, user_loss: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._step.calls += 1
         if self._step.probing:
-            return self._user_compute_loss(*args, **kwargs)
+            return user_loss(*args, **kwargs)
         tape, kind = self._step.tape, self.sensitivity.kind
         if kind == "loss" and tape is not None:
             with self._silent():
-                loss = self._user_compute_loss(*args, **kwargs)
+                loss = user_loss(*args, **kwargs)
             replicas = self._replicas()  # Keras has divided the loss by it
             terms = [loss_terms(loss * replicas)]
             self._refresh_and_shrink(tape, terms)
@@ -223,7 +234,7 @@ class RuleStep:
                 self._refresh_and_shrink(tape, model_terms(self.model, y, y_pred, sample_weight, self.sensitivity))
             elif self._step.in_place and any(w.shrinks for w in self.weights):
                 self._when_due(self._shrink_in_place)
-            loss = self._user_compute_loss(*args, **kwargs)
+            loss = user_loss(*args, **kwargs)
         self.health.check_loss(loss)
         return loss
 
