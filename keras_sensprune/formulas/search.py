@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,18 +17,25 @@ class Found:
     Attributes:
         threshold: the threshold; 0 if not even the smallest entry can go.
         removed: how many living entries are below it.
+        refused: the smallest number of entries that is known to be too many; None if all can go.
         value: the metric there.
         evaluations: how often the metric was computed.
     """
 
     threshold: float
     removed: int
+    refused: int | None
     value: float
     evaluations: int
 
 
 def largest_threshold(
-    scores: Any, metric: Callable[[float], float], allowed: float, start: int = 0, precision: float = 0.0
+    scores: Any,
+    metric: Callable[[float], float],
+    allowed: float,
+    start: int = 0,
+    precision: float = 0.0,
+    limit: float = math.inf,
 ) -> Found:
     r"""Largest threshold at which the metric is at most `allowed`.
 
@@ -44,6 +52,9 @@ def largest_threshold(
         start: first guess: how many entries go.
         precision: the search may stop when the numbers of entries below both ends of the bracket differ by at most
             this fraction of all living entries; 0 means exactly.
+        limit: the search stops after so many thresholds above 0, with the best one of them: the largest that is
+            allowed. Searches that follow each other, each with the result of the one before as its first guess, get
+            there together.
 
     Returns:
         What was found. If the metric is not allowed at 0, the threshold is 0.
@@ -64,19 +75,20 @@ def largest_threshold(
         return found[j] <= allowed
 
     if not allowed_at(0):
-        return Found(0.0, 0, found[0], 1)
+        return Found(0.0, 0, 0, found[0], 1)
     good, bad = 0, len(candidates)  # the metric is allowed at good; at bad it is not, or there is no such candidate
     guess, step = int(np.searchsorted(below, start)), max(1, len(candidates) // 64)
-    while 0 < guess < bad and good < guess:  # open the bracket around the guess
+    while good < guess < bad and len(found) <= limit:  # open the bracket around the guess
         if allowed_at(guess):
             good, guess, step = guess, guess + step, 2 * step
         else:
             bad, guess, step = guess, guess - step, 2 * step
     slack = precision * int(below[-1])
-    while bad - good > 1 and below[min(bad, len(candidates) - 1)] - below[good] > slack:
+    while bad - good > 1 and below[min(bad, len(candidates) - 1)] - below[good] > slack and len(found) <= limit:
         middle = (good + bad) // 2
         if allowed_at(middle):
             good = middle
         else:
             bad = middle
-    return Found(candidates[good] if good else 0.0, int(below[good]), found[good], len(found))
+    refused = int(below[bad]) if bad < len(candidates) else None
+    return Found(candidates[good] if good else 0.0, int(below[good]), refused, found[good], len(found))

@@ -44,6 +44,9 @@ class ToleranceThreshold(MetricBudget, PruningRule):
             that were due.
         precision: the search may stop when it knows the number of weights that can go up to this fraction of the
             living ones.
+        max_trials: how many thresholds one search may try (per tensor with `scope="layer"`); it keeps the largest that
+            was allowed. Searches begin where the last one ended, so epoch after epoch they still follow what can go.
+            None: as many as the bisection needs, some ten.
         batch_size: of the evaluation, for arrays.
 
     Returns:
@@ -70,17 +73,19 @@ class ToleranceThreshold(MetricBudget, PruningRule):
     scope: str = "global"
     patience: int = 0
     precision: float = 0.005
+    max_trials: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         choice_argument("scope", self.scope, ("global", "layer"))
         integer_argument("patience", self.patience, 0)
         fraction_argument("precision", self.precision)
+        if self.max_trials is not None:
+            integer_argument("max_trials", self.max_trials, 1)
 
     def check(self, session: Any, moment: Moment) -> None:
         """Measures the dense model, and refuses what cannot work before training starts."""
         refuse_fixed(session.items(), self.metric)
-        session.memory.setdefault("removed", 0)
         self.measure_dense(session, moment)
 
     def choose(self, session: Any, families: list[Items], moment: Moment) -> Choice:
@@ -107,10 +112,11 @@ class ToleranceThreshold(MetricBudget, PruningRule):
                     return self.measure(session)
 
                 allowed = reference + self.tolerance * (turn + 1) / len(turns)
-                start = int(memory["removed"]) if self.scope == "global" else 0
-                found = largest_threshold(scores[np.isfinite(scores)], metric, allowed, start, self.precision)
+                guess = "removed" if self.scope == "global" else f"removed of family {numbers[0]}"
+                start, limit = int(memory.get(guess, 0)), self.max_trials or math.inf
+                found = largest_threshold(scores[np.isfinite(scores)], metric, allowed, start, self.precision, limit)
                 kept, now = at_least(found.threshold), found.value
-                memory["removed"] = found.removed
+                memory[guess] = found.removed or (found.refused or 0) // 2
                 thresholds.append(found.threshold)
         return _choice(kept, thresholds)
 

@@ -61,3 +61,28 @@ def test_a_search_near_the_last_one_is_short(start, most):
     found = largest_threshold(scores, lambda threshold: threshold, 0.5001, start, precision=0.01 if start else 0.0)
     assert abs(found.removed - 5000) <= (100 if start else 0)
     assert found.evaluations <= most
+
+
+@given(SCORES, st.floats(0, 1), st.integers(0, 70), st.integers(1, 5))
+def test_a_limited_search_keeps_the_best_that_it_tried(scores, allowed, start, limit):
+    tried = []
+
+    def metric(threshold):
+        tried.append(threshold)
+        return sum(score < threshold for score in scores) / len(scores)
+
+    found = largest_threshold(scores, metric, allowed, start, limit=limit)
+    assert found.evaluations == len(tried) <= limit + 1
+    assert found.threshold == max(t for t in tried if sum(score < t for score in scores) / len(scores) <= allowed)
+    refused = [sum(score < t for score in scores) for t in tried]
+    assert found.refused == min((n for n in refused if n / len(scores) > allowed), default=None)
+
+
+@pytest.mark.parametrize("answer", [0, 40, 300, 5000, 9900])
+def test_limited_searches_one_after_the_other_get_there(answer):
+    """Two thresholds each: halved from above, in steps of a 64th from below."""
+    scores, start = np.arange(1, 10_001) / 10_000, 0
+    for _ in range(30):
+        found = largest_threshold(scores, lambda threshold: threshold, (answer + 1.5) / 10_000, start, limit=2)
+        start = found.removed or (found.refused or 0) // 2
+    assert answer - 10_000 / 64 <= found.removed <= answer

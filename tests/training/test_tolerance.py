@@ -99,6 +99,24 @@ def test_per_layer_each_tensor_has_its_own_threshold_and_together_they_keep_to_t
     assert 0 < prune.records[-1].sparsity < 1
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_searches_of_few_trials_reach_what_one_whole_search_finds(trained, monkeypatch, scope):
+    calls, original = [], ToleranceThreshold.measure
+    monkeypatch.setattr(ToleranceThreshold, "measure", lambda self, session: calls.append(1) or original(self, session))
+    _, whole = fit(ToleranceThreshold(V, 0.2, scope=scope, precision=0.0), trained)
+    few = ToleranceThreshold(V, 0.2, scope=scope, precision=0.0, max_trials=2)
+    calls.clear()
+    model, prune = fit(few, trained, epochs=20)
+    turns = 1 if scope == "global" else 2
+    assert len(calls) <= 1 + 20 * (1 + 2 * turns)  # the dense model; per epoch the model as it is, and the trials
+    sparsities = [record.sparsity for record in prune.records]
+    assert model.evaluate(*V, verbose=0)[0] <= metric_at(network(), trained, 0.0, "loss") + 0.2 + 1e-6
+    assert sparsities == sorted(sparsities)
+    if scope == "global":  # per layer, what comes first leaves another tolerance over than one whole search does
+        assert sparsities[0] < whole.records[-1].sparsity
+        assert sparsities[-1] == whole.records[-1].sparsity
+
+
 def test_with_patience_nothing_goes_while_the_metric_becomes_better(trained):
     rule = ToleranceThreshold(V, 0.02, patience=2)
     _, prune = fit(rule, epochs=8, rate=0.05)
@@ -230,6 +248,7 @@ REFUSED = {
     "patience": {"patience": 1.5},
     "batch_size": {"batch_size": 0},
     "precision": {"precision": -1},
+    "max_trials": {"max_trials": 0},
 }
 
 
