@@ -13,6 +13,8 @@ import pytest
 
 from tests.training.two_replicas import BATCH, CASES, EPOCHS, X
 
+# All that share a process of two replicas run in one worker of the test runner.
+TOGETHER = pytest.mark.xdist_group("two replicas")
 FAST = ("specific", "strength ramp", "units", "opposite halves", "opposite halves, mean of abs")
 SLOW = tuple(name for name in CASES if name not in FAST)
 # Case -> terms per weight where there is more than one: two signed sums; four outputs.
@@ -51,6 +53,7 @@ def test_two_replicas_equal_one(case, fast):
     assert_equal(*fast[case])
 
 
+@TOGETHER
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW)
 def test_two_replicas_equal_one_in_all_settings(case, slow):
@@ -67,6 +70,7 @@ def test_signed_derivatives_cancel_before_the_absolute_value(fast):
     assert np.all(np.array(fast["opposite halves, mean of abs"][1]["sensitivities"]) == 1)
 
 
+@TOGETHER
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["mean of abs", "second order"])
 def test_no_layer_is_recorded_after_training(case, slow):
@@ -91,6 +95,7 @@ def test_what_replicas_exchange(case, fast):
     assert fast[case][0]["exchanged"] == [steps * gradients, 0]
 
 
+@TOGETHER
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["sampled", "exact", "projected", "loss", "mean of abs"])
 def test_what_replicas_exchange_for_each_estimator(case, slow):

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 X, Y, *_ = data().values()
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 D = keras.layers.Dense
+# All that look at the same killed processes run in one worker of the test runner.
+TOGETHER = pytest.mark.xdist_group("killed runs")
 
 
 # Processes that are killed
@@ -76,12 +78,14 @@ def whole_run(tmp_path_factory):
     return folder
 
 
+@TOGETHER
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_it_does_not_matter_where_the_process_was_killed(whole_run, scenario):
     assert_same(outcome(whole_run / scenario), outcome(whole_run / "whole"))
 
 
+@TOGETHER
 @pytest.mark.slow
 def test_a_backup_whose_epoch_is_not_that_of_its_weights_is_refused_with_the_repair(whole_run):
     folder = whole_run / "backup without epoch"
