@@ -115,7 +115,8 @@ def integer_argument(name: str, value: object, low: int) -> int:
         ArgumentError: if the value is no such integer.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise argument_error(name, f"an integer of at least {low}", value)
+        remedy = "Pass int(...) of it." if hasattr(value, "__index__") and not isinstance(value, (bool, int)) else ""
+        raise argument_error(name, f"an integer of at least {low}", value, remedy)
     return value
 
 

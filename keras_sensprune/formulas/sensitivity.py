@@ -259,7 +259,10 @@ def shrunk_share(strength: Any, insensitivity: Any, steps: Any) -> Any:
     once = strength * insensitivity
     if isinstance(steps, int) and steps == 1:
         return once
-    return 1 - ops.power(1 - once, ops.cast(steps, once.dtype))
+    steps = ops.cast(steps, once.dtype)
+    small = once < 0.5
+    share = -ops.expm1(steps * ops.log1p(-ops.where(small, once, 0)))  # exact also where 1 - once rounds to 1
+    return ops.where(small, share, 1 - ops.power(1 - once, steps))
 
 
 def scaled_sensitivity(scale: str, weight: Any, sensitivity: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_sensprune.formulas.sensitivity import Sensitivity
@@ -69,7 +70,7 @@ def forward_terms(model: Any, x: Any, y: Any, sample_weight: Any, config: Sensit
         return []
     outputs = model(x, training=False) if config.output_fn is None else config.output_fn(model, x)
     if config.kind == "loss":
-        with _without_penalty(model):
+        with _without_penalty(model), _metrics_kept(model):
             return [loss_terms(model.compute_loss(x, y, outputs, sample_weight))]
     return model_terms(model, y, outputs, sample_weight, config, replaced=config.output_fn is not None)
 
@@ -96,6 +97,18 @@ def _without_penalty(model: Any) -> Iterator[None]:
     finally:
         for target in targets:
             target.variable.regularizer = target.regularizer
+
+
+@contextlib.contextmanager
+def _metrics_kept(model: Any) -> Iterator[None]:
+    """The metrics (also the parts of the loss of several outputs) are after the block what they were before."""
+    variables = [variable for metric in model.metrics for variable in metric.variables]
+    values = [tf.identity(ops.convert_to_tensor(variable)) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
 
 
 def loss_terms(loss: Any) -> Terms:

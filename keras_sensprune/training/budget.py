@@ -119,6 +119,7 @@ class MetricBudget:
     def measure(self, session: Any) -> float:
         """The metric as it is now, with the sign that makes less the better."""
         found = session.model.evaluate(**self._evaluated, verbose=0, return_dict=True)
+        session.model.reset_metrics()  # else the metrics of an epoch that is about to begin would go on from these
         if self.metric not in found:
             raise argument_error("metric", f"one of {', '.join(map(repr, found))}", self.metric)
         return self._signed(found[self.metric], session)
@@ -133,6 +134,10 @@ class MetricBudget:
             return {"x": tf.data.Dataset.from_tensor_slices(tuple(data)).batch(self.batch_size).cache()}
         names = ("x", "y", "sample_weight")
         return {**dict(zip(names, data, strict=False)), "batch_size": self.batch_size}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the arguments, not the data as cut into batches, which cannot be copied."""
+        return {key: value for key, value in vars(self).items() if key != "_evaluated"}
 
     def measure_dense(self, session: Any, moment: Moment) -> None:
         """Measures the metric when `fit` begins, and keeps it in the session's memory; a resumed training knows it.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -156,7 +155,8 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
 
     def _moment(self, epoch: int) -> Moment:
         """A moment of this `fit`."""
-        return Moment(epoch, self.params.get("epochs"), self.params.get("steps"), self._due, self._resumed)
+        params = self.params or {}  # a CallbackList that the user has made may have none
+        return Moment(epoch, params.get("epochs"), params.get("steps"), self._due, self._resumed)
 
     def _is_due(self, epoch: int) -> bool:
         return epoch >= self.start_epoch and (epoch - self.start_epoch) % self.frequency == 0
@@ -176,13 +176,11 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             for weight in session.weights:
                 weight.take_zeros()
         session.silence()
-        epochs = range(0 if self._resumed else epoch, self.params.get("epochs") or 0)
+        epochs = range(0 if self._resumed else epoch, self._moment(epoch).epochs or 0)
         self._due = tuple(filter(self._is_due, epochs)) if epochs else None
         self._start = sum(weight.nonzero() for weight in session.weights)
         if before is not None:
-            self.records = list(before)
-            self._floored = {label for record in before for label in record.kept_by_floor}
-            self._start = before[0].nonzero_before
+            self._take_up(before)
         self._rule.check(session, self._moment(epoch))
         if self.strength is not None:
             session.set_factor(self.strength.start(session, self._moment(epoch)))
@@ -190,6 +188,12 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
             self._sidecar.save(session, epoch, ())
         self._keep_good()
         self._begun = True
+
+    def _take_up(self, records: Sequence[PruneRecord]) -> None:
+        """Those of the epochs before the stop, at least one."""
+        self.records = list(records)
+        self._floored = {label for record in records for label in record.kept_by_floor}
+        self._start = records[0].nonzero_before
 
     @contextlib.contextmanager
     def _detached_by_errors(self) -> Iterator[None]:
@@ -258,11 +262,11 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         """Copies the weights, and the state of the optimizer: with NaN there, the next step would spoil them again."""
         if not self.keep_last_good:
             return
-        optimizer = self.model.optimizer
-        if not optimizer.built:  # before the first step
+        optimizer = self.model.optimizer  # None for a train_step with one of its own
+        if optimizer is not None and not optimizer.built:  # before the first step
             with self.model.distribute_strategy.scope():
                 optimizer.build(self.model.trainable_variables)
-        variables = [*self.model.weights, *optimizer.variables]
+        variables = [*self.model.weights, *([] if optimizer is None else optimizer.variables)]
         self._good = [(variable, variable.numpy().copy()) for variable in variables]
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -276,16 +280,17 @@ class PruneAtEpochEnd(keras.callbacks.Callback):
         if session is None:
             return
         try:
+            if not self._begun and self._sidecar is not None and self._sidecar.exists():  # no epoch was left to train
+                before = self._sidecar.restore(session)
+                if before:
+                    self._take_up(before)
             came_back = self._patterns.find(session.weights)
             if came_back is None or came_back is self.records[-1]:  # averages, a snapshot of another time; or nothing
                 session.remask()
             elif came_back.nonzero not in {r.nonzero for r in self.records if r.epoch == session.chosen}:
                 self._tell_restored(came_back)
-            end = sum(weight.nonzero() for weight in session.weights)
         finally:
             self._finish()
-        if end < sum(math.prod(weight.variable.shape) for weight in session.weights):
-            session.leave_zeros()
         pruned_at = [r for r in self.records if r.threshold > 0]
         if pruned_at and pruned_at[-1].nonzero == self._start:
             warnings.warn(

@@ -32,16 +32,25 @@ class StepHealth:
         self._batch = threading.local()  # one per replica
 
     def begin(self, data: Any) -> None:
-        """Looks at a batch before its step."""
-        self._batch.found = ops.zeros((), "int64")
+        """Looks at a batch before its step.
+
+        Numbers that are not finite are the cause of a loss that is not finite. Where the loss is finite, the model has
+        dealt with them (missing values that it masks or fills in). Where it is not seen, they are all that is known.
+        """
+        self._batch.found, self._batch.seen = ops.zeros((), "int64"), False
+        spoiled = [ops.zeros((), "bool")]
         floats = [v for v in tree.flatten(data) if v is not None and keras.backend.is_float_dtype(v.dtype)]
         for value in floats:
             if not isinstance(value, (tf.SparseTensor, tf.RaggedTensor)):
-                self._note(ops.logical_not(ops.all(ops.isfinite(value))), 1)
+                spoiled.append(ops.logical_not(ops.all(ops.isfinite(value))))
+        self._batch.spoiled = ops.any(ops.stack(spoiled))
 
     def check_loss(self, loss: Any) -> None:
         """Looks at a loss."""
-        self._note(ops.logical_not(ops.all(ops.isfinite(loss))), 2)
+        bad = ops.logical_not(ops.all(ops.isfinite(loss)))
+        self._batch.seen = True
+        self._note(bad, 2)
+        self._note(ops.logical_and(bad, self._batch.spoiled), 1)
 
     def check_labels(self, bad: Any | None) -> None:
         """Looks at the flag for class numbers out of range."""
@@ -53,6 +62,8 @@ class StepHealth:
 
     def end(self) -> None:
         """Writes down the first bad step and counts this one."""
+        if not self._batch.seen:
+            self._note(self._batch.spoiled, 1)
         found = self._batch.found
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:

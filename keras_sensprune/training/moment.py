@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from keras_sensprune.errors import argument_error
+
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
@@ -22,3 +24,24 @@ class Moment:
     steps: int | None = None
     due: tuple[int, ...] | None = None
     resumed: bool = False
+
+
+def known(value: int | None, what: str, argument: str = "threshold") -> int:
+    """A number of a moment that a rule cannot do without.
+
+    Args:
+        value: the number, or None.
+        what: is counted.
+        argument: the one that holds the rule.
+
+    Returns:
+        The number.
+
+    Raises:
+        ArgumentError: if it is None.
+    """
+    if value is None:
+        allowed = f"a rule that does not need the number of {what}, which is not known"
+        remedy = "Pass `moment=Moment(epoch, epochs, steps)`, or `epochs=` and `steps=` to a CallbackList of your own."
+        raise argument_error(argument, allowed, value, remedy)
+    return value

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from keras_sensprune.errors import argument_error, number_argument
 from keras_sensprune.formulas.penalty import PIECEWISE_LINEAR, SMOOTH, penalty_with_exact_gradient
@@ -66,7 +69,7 @@ class SensitivityRegularizer(keras.regularizers.Regularizer):
         """The term that Keras adds to the loss: 0 if decoupled, else strength * sum of R(w)."""
         weight = active_weight(x)
         if weight is None:
-            self._warn_without_callback()
+            self._warn_without_callback(x)
             if self.decoupled:
                 return keras.ops.zeros(())
             # No sensitivity is known: S = 0, its lower bound, makes this plain weight decay.
@@ -78,15 +81,20 @@ class SensitivityRegularizer(keras.regularizers.Regularizer):
         """Weights with this regularizer have been pruned: training that does not keep the zeros warns again."""
         self._warned, self._left_zeros = False, True
 
-    def _warn_without_callback(self) -> None:
+    def _warn_without_callback(self, x: Any) -> None:
         """Warns once, and only where a gradient is being recorded: in `fit`, not in `evaluate` or while building."""
         from tensorflow.python.eager import record  # private; tests/training/test_regularizer.py names the seam
 
-        if self._warned or not record.could_possibly_record() or not (self.strength or self._left_zeros):
+        if self._warned or not record.could_possibly_record():
+            return
+        zeros = _holds_zeros(x)
+        if not (self.strength or self._left_zeros or zeros):
             return
         self._warned = True
-        # Another text than before the pruning, because Python shows one text once
-        lost = "the weights that it has just pruned" if self._left_zeros else "pruned weights"
+        # Other texts than before the pruning, because Python shows one text once
+        lost = "weights that are zero now" if zeros else "pruned weights"
+        if self._left_zeros:
+            lost = "the weights that it has just pruned"
         effect = "does nothing" if self.decoupled else "acts as plain weight decay"
         warnings.warn(
             f"SensitivityRegularizer {effect} without the PruneAtEpochEnd callback, and {lost} may grow again. "
@@ -102,3 +110,12 @@ class SensitivityRegularizer(keras.regularizers.Regularizer):
             "activation": self.activation,
             "order": self.order,
         }
+
+
+def _holds_zeros(x: Any) -> bool:
+    """Whether a variable is partly zero, as one of a pruned model that was loaded; False where nobody can look."""
+    if not isinstance(x, keras.Variable):
+        return False
+    with tf.init_scope():  # out of the graph that is being made
+        alive = np.count_nonzero(x.numpy()) if tf.executing_eagerly() else 0
+    return 0 < alive < math.prod(x.shape)

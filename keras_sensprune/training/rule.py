@@ -70,6 +70,7 @@ class RuleStep:
     ):
         self.model, self.targets, self.weights = model, targets, weights
         self.sensitivity = sensitivity
+        _refuse_compiled(train_step)
         self._user_step = train_step
         self._user_compute_loss = model.compute_loss
         self._losses: int | None = self._known_losses()
@@ -204,6 +205,12 @@ class RuleStep:
         try:
             with self._new_tape() as tape:
                 return tape, forward_terms(self.model, x, y, sample_weight, self.sensitivity)
+        except NotImplementedError as error:
+            raise ModelError(
+                f"The sensitivities need a forward pass of model {self.model.name!r}, which it does not have: {error} "
+                "Compute the loss in `train_step` through `self.compute_loss(...)`, say what the outputs are with "
+                "Sensitivity(output_fn=...), or do without sensitivities: Sensitivity('none')."
+            ) from error
         finally:
             self._step.active = True
 
@@ -298,3 +305,16 @@ class RuleStep:
     def _take_shrinkages(self) -> None:
         """From the weights as they are before the update."""
         self._step.shrinkages = shrinkages(self.weights, self.pace.steps(), self._step.due)
+
+
+def _refuse_compiled(train_step: Any) -> None:
+    """A function that is compiled already may have been so before the hooks were there, and keeps them afterwards.
+
+    Raises:
+        ModelError: if the step is a `tf.function`.
+    """
+    if isinstance(train_step, tf.types.experimental.PolymorphicFunction):
+        raise ModelError(
+            "The train step is a tf.function of its own, into which pruning cannot be put. Take @tf.function off it: "
+            "`fit` compiles the step, and in a loop of your own compile what `make_pruning_step` returns."
+        )

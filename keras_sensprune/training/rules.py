@@ -14,7 +14,7 @@ from keras_sensprune.errors import argument_error, choice_argument, fraction_arg
 from keras_sensprune.formulas.allocation import erdos_renyi_shares, kept_counts, lowest_first, zeros_asked
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.schedules import NOT_PERCENT, SparsitySchedule
-from keras_sensprune.training.moment import Moment
+from keras_sensprune.training.moment import Moment, known
 
 Limits = Mapping[str, tuple[float, float]] | Callable[[str], tuple[float, float] | None]
 ALLOCATIONS = ("global", "uniform", "erdos_renyi", "relevance")
@@ -158,7 +158,7 @@ class SparsityTarget(PruningRule):
             allowed = f"one that is at {asked:.6g} by {last}, not at {final:.6g}"
             raise argument_error("schedule", allowed, self.schedule, remedy)
         if isinstance(self.schedule, SparsitySchedule) and self.schedule.shape != "constant":
-            _, end = self.schedule.moments(_known(epochs, "epochs"))
+            _, end = self.schedule.moments(known(epochs, "epochs"))
             if end <= due[0]:
                 allowed = f"one that goes on in epoch {due[0]} (from 0), the first after which a pruning is due"
                 raise argument_error("schedule", allowed, self.schedule, remedy)
@@ -167,22 +167,22 @@ class SparsityTarget(PruningRule):
         """The sparsity that the schedule ends with, whenever weights are pruned."""
         if isinstance(self.schedule, SparsitySchedule):
             return self.schedule.final
-        between = sorted({*range(moment.epoch, _known(moment.epochs, "epochs"))}.difference(_due(moment)))
+        between = sorted({*range(moment.epoch, known(moment.epochs, "epochs"))}.difference(_due(moment)))
         return max([final, *(self._at(dataclasses.replace(moment, epoch=epoch)) for epoch in between)])
 
     def _final(self, moment: Moment) -> float:
         """The sparsity that the prunings that are due end with."""
         if isinstance(self.schedule, SparsitySchedule):
-            self.schedule.moments(_known(moment.epochs, "epochs"))  # refuses an end before the begin
+            self.schedule.moments(known(moment.epochs, "epochs"))  # refuses an end before the begin
         else:
-            _known(moment.steps, "steps per epoch")
+            known(moment.steps, "steps per epoch")
         return max((self._at(dataclasses.replace(moment, epoch=epoch)) for epoch in _due(moment)), default=0.0)
 
     def _at(self, moment: Moment) -> float:
         """The sparsity that is due now."""
         if isinstance(self.schedule, SparsitySchedule):
-            return self.schedule.at(moment.epoch + 1, _known(moment.epochs, "epochs"))
-        steps = _known(moment.steps, "steps per epoch")
+            return self.schedule.at(moment.epoch + 1, known(moment.epochs, "epochs"))
+        steps = known(moment.steps, "steps per epoch")
         for step in reversed(range(moment.epoch * steps, (moment.epoch + 1) * steps)):
             fires, sparsity = self.schedule(step)
             if bool(fires):
@@ -278,7 +278,7 @@ def refuse_fixed(families: list[Items], rule: object) -> None:
 
 def _due(moment: Moment) -> Sequence[int]:
     """The epochs after which the training prunes."""
-    return range(_known(moment.epochs, "epochs")) if moment.due is None else moment.due
+    return range(known(moment.epochs, "epochs")) if moment.due is None else moment.due
 
 
 def _of_tfmot(schedule: object) -> bool:
@@ -296,9 +296,3 @@ def _check_bounds(name: str, bounds: Any) -> tuple[float, float]:
     if not least <= most <= 1.0:
         raise argument_error("limits", allowed, bounds)
     return least, most
-
-
-def _known(value: int | None, what: str) -> int:
-    if value is None:
-        raise argument_error("threshold", f"a rule that does not need the number of {what}, which is not known", value)
-    return value

@@ -60,6 +60,10 @@ class SideCar:
             remedy = f"No file can be made there ({type(error).__name__}: {error}). Make the folder, or choose another."
             raise argument_error(name, "the path of a file in an existing, writable folder", path, remedy) from None
 
+    def exists(self) -> bool:
+        """Whether there is something at the path."""
+        return os.path.lexists(self.path)
+
     def save(self, session: PruningSession, epochs: int, records: Sequence[PruneRecord]) -> None:
         """Adds a snapshot to the file, and drops all but the one before it.
 
@@ -71,7 +75,7 @@ class SideCar:
         Raises:
             DataError: if there is a file that this run has neither read nor written, or the disk does not take it.
         """
-        if self._kept is None and os.path.lexists(self.path):
+        if self._kept is None and self.exists():
             raise DataError(
                 f"{self.path}: the file exists and belongs to another run. Load it, delete it, or choose another path."
             )
@@ -99,7 +103,7 @@ class SideCar:
         Raises:
             DataError: if the file is missing though epochs were skipped, damaged, of another model or another time.
         """
-        if os.path.lexists(self.path):
+        if self.exists():
             return self.restore(session, epoch)
         if epoch > 0:
             raise DataError(
@@ -164,7 +168,8 @@ def _no_state(states: list[dict[str, Any]], iterations: int, epoch: int | None) 
     if done:
         return (
             f"its state after {iterations:,} updates, as many as the model has made, belongs to the beginning of epoch "
-            f"{done[-1]}, but training starts at epoch {epoch}. Train with fit(..., initial_epoch={done[-1]}). If "
+            f"{done[-1]}, but training starts at epoch {epoch}. To go on, train with fit(..., "
+            f"initial_epoch={done[-1]}); for another run, delete the file or choose another path. If "
             "BackupAndRestore chose the epoch, the process died between its two files: write "
             f'"epoch": {done[-1]} into its training_metadata.json.'
         )

@@ -155,9 +155,11 @@ class PrunedWeight:
 
     def shrinkage(self, steps: Any = 1) -> Any:
         """d = w (1 - (1 - strength * max(0, 1 - S))^steps) with the weight and the sensitivity as they are now."""
-        weight = ops.convert_to_tensor(self.variable)
+        dtype = self.variable.dtype
+        wide = dtype if dtype in ("float32", "float64") else "float32"
+        weight = ops.cast(self.variable, wide)
         insensitivity = bounded_insensitivity(self._effective(weight))
-        return weight * shrunk_share(self.strength(weight.dtype), insensitivity, steps)
+        return ops.cast(weight * shrunk_share(self.strength(wide), insensitivity, steps), dtype)
 
     def coupled_penalty(self) -> Any:
         """strength * sum of R(w), with gradient strength * w * max(0, 1 - S)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from keras_sensprune.training.state import PrunedWeight, items_of
 from keras_sensprune.training.targets import prunable_weights
 
 SESSION = "_sensprune_session"  # attribute of an attached model; a registry would keep abandoned models alive
+_SPACING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # of the numbers above 1, as a fraction of them
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 
 
@@ -66,6 +68,7 @@ class PruningSession:
             self.biases = silenced_biases(self.grouping, self.targets, self.weights)
             train_step = train_step or model.train_step
             self.rule = RuleStep(model, self.targets, self.weights, sensitivity, train_step)
+        _warn_of_rounding(self.weights, self.rule.pace.every)
         self.families = [[self.weights[number] for number in family] for family in self.grouping.families]
         for family in self.families:
             for weight in family if len(family) > 1 else ():
@@ -140,6 +143,18 @@ class PruningSession:
         self._forget_test_function()
         if vars(self.model).get(SESSION) is self:
             object.__delattr__(self.model, SESSION)
+            self._leave_zeros()
+
+    def _leave_zeros(self) -> None:
+        """Training that does not keep the zeros which are there now warns.
+
+        The warning comes where a train function is traced, so the next `fit` must trace a new one.
+        """
+        pruned = [weight for weight in self.weights if 0 < weight.nonzero() < math.prod(weight.variable.shape)]
+        for weight in pruned:
+            weight.regularizer.note_zeros()
+        if pruned:
+            object.__setattr__(self.model, "train_function", None)
 
     def _forget_test_function(self) -> None:
         """A compiled evaluation holds the coupled penalty as it was when it was traced."""
@@ -212,15 +227,6 @@ class PruningSession:
             weight.remask()
         self.silence()
 
-    def leave_zeros(self) -> None:
-        """Called after the end of a `fit` that leaves zeros: the next one warns if it does not keep them.
-
-        The warning comes where the train function is traced, so the next `fit` must trace a new one.
-        """
-        object.__setattr__(self.model, "train_function", None)
-        for weight in self.weights:
-            weight.regularizer.note_zeros()
-
     def settle(self) -> None:
         """Shrinks for the updates since the last refresh, with the sensitivities of that refresh."""
         steps = self.rule.pace.take_pending()
@@ -248,6 +254,22 @@ class PruningSession:
         problem = self.rule.health.problem()
         if problem:
             raise TrainingError(problem)
+
+
+def _warn_of_rounding(weights: list[PrunedWeight], every: int) -> None:
+    """Weights of few digits do not hold what a small strength takes away."""
+    for weight in weights:
+        spacing = _SPACING.get(weight.variable.dtype, 0.0)
+        taken = weight.regularizer.strength * every
+        if weight.shrinks and 0 < taken < spacing / 2:
+            warnings.warn(
+                f"Weight {weight.label!r} is of type {weight.variable.dtype}, whose numbers are up to {spacing:g} of "
+                f"their size apart: a shrinkage by {taken:g} of it (strength {weight.regularizer.strength:g} times "
+                f"{every} steps) is lost in rounding. Keep the weights in float32 (dtype policy "
+                f"'mixed_{weight.variable.dtype}'), or use a larger strength.",
+                stacklevel=2,
+            )
+            return
 
 
 def _factor_variable() -> Any:

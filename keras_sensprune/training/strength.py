@@ -12,7 +12,7 @@ from keras_sensprune.formulas.schedules import Course
 from keras_sensprune.formulas.strength import BAND, adapted_gain, controlled_factor, spent_share, wait_on_plateau
 from keras_sensprune.records import PruneRecord
 from keras_sensprune.training.budget import MODES, MetricBudget, direction
-from keras_sensprune.training.moment import Moment
+from keras_sensprune.training.moment import Moment, known
 
 _REMEDY = "The strength itself is an argument of SensitivityRegularizer."
 
@@ -127,17 +127,16 @@ class StrengthRamp(StrengthRule):
 
     def start(self, session: Any, moment: Moment) -> float:
         """Refuses a ramp that this training does not reach."""
-        assert moment.epochs is not None
-        if self._course().moments(moment.epochs)[0] >= moment.epochs:
-            raise argument_error("begin", f"before the end of a training of {moment.epochs} epochs", self.begin)
+        epochs = known(moment.epochs, "epochs", "strength")
+        if self._course().moments(epochs)[0] >= epochs:
+            raise argument_error("begin", f"before the end of a training of {epochs} epochs", self.begin)
         largest = max(("initial", "final"), key=lambda name: getattr(self, name))
         _refuse_strengths(session, self, largest, getattr(self, largest))
-        return self.at(moment.epoch, moment.epochs)
+        return self.at(moment.epoch, epochs)
 
     def after(self, session: Any, moment: Moment, record: PruneRecord, logs: Mapping[str, Any]) -> float:
         """What the formula says."""
-        assert moment.epochs is not None
-        return self.at(moment.epoch + 1, moment.epochs)
+        return self.at(moment.epoch + 1, known(moment.epochs, "epochs", "strength"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 from keras.callbacks import BackupAndRestore
 
@@ -80,6 +81,7 @@ KILL = {
     "backup without epoch": lambda: on_call(BackupAndRestore, "_save_model", 4, backup_without_epoch),
     # two weights: 4 arrays in the first file, then 8 in each
     "inside our file": lambda: on_call(np.lib.format, "write_array", 4 + 8 * 3 + 5, die),
+    "before the model is saved": lambda: on_call(keras.Model, "save", 1, die),
     "before our file has its name": lambda: on_call(archive.os, "replace", 4, die),
 }
 

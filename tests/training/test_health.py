@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer
 from keras_sensprune.errors import ModelError, TrainingError
+from tests.steps import ForeignStep, with_step
 
 RNG = np.random.default_rng(0)
 PREFIX = "Training was stopped: in step {} (counted from 0 since training began) "
@@ -42,6 +43,37 @@ def test_nan_in_the_data_names_the_first_bad_step_and_detaches(settings):
         fit(model, x, y)
     assert str(caught.value) == PREFIX.format(2) + f"{INPUT}; {LOSS}."
     assert "train_step" not in vars(model)
+
+
+@pytest.mark.parametrize("settings", [{}, {"jit_compile": True}, {"run_eagerly": True}])
+def test_missing_values_that_the_loss_or_the_model_deals_with_are_allowed(settings):
+    class Filled(keras.layers.Layer):
+        def call(self, x):
+            return keras.ops.where(keras.ops.isfinite(x), x, keras.ops.zeros_like(x))
+
+    def masked(y_true, y_pred):
+        known = keras.ops.isfinite(y_true)
+        return keras.ops.mean(keras.ops.where(known, keras.ops.where(known, y_true, 0) - y_pred, 0) ** 2)
+
+    x = data()[0]
+    y = RNG.normal(size=(32, 3)).astype("float32")
+    x[3, 1], y[12, 2] = np.nan, np.nan
+    keras.utils.set_random_seed(0)
+    layer = keras.layers.Dense(3, kernel_regularizer=SensitivityRegularizer(1e-3))
+    model = keras.Sequential([keras.Input((4,)), Filled(), layer])
+    model.compile(keras.optimizers.SGD(0.1), masked, **settings)
+    history = fit(model, x, y, PruneAtEpochEnd(0.01, Sensitivity("unspecific", every=1)), epochs=2).history
+    assert np.isfinite(history["loss"]).all()
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_bad_data_are_told_where_the_loss_is_not_seen():
+    x, y = data()
+    x[17, 2] = np.nan
+    model = with_step(model_for(), ForeignStep)
+    with pytest.raises(TrainingError) as caught:
+        fit(model, x, y)
+    assert str(caught.value) == PREFIX.format(2) + f"{INPUT}."
 
 
 def test_an_infinite_loss_is_told_apart_from_bad_data():

@@ -68,6 +68,7 @@ SCENARIOS = (
     "torn backup",
     "inside our file",
     "before our file has its name",
+    "before the model is saved",
 )
 
 
@@ -93,7 +94,8 @@ def test_a_backup_whose_epoch_is_not_that_of_its_weights_is_refused_with_the_rep
     assert metadata["epoch"] == 3
     assert (folder / "error.txt").read_text() == (
         f"DataError: pruning.state: its state after {4 * STEPS} updates, as many as the model has made, belongs to the "
-        "beginning of epoch 4, but training starts at epoch 3. Train with fit(..., initial_epoch=4). If "
+        "beginning of epoch 4, but training starts at epoch 3. To go on, train with fit(..., initial_epoch=4); for "
+        "another run, delete the file or choose another path. If "
         'BackupAndRestore chose the epoch, the process died between its two files: write "epoch": 4 into its '
         "training_metadata.json."
     )
@@ -245,7 +247,7 @@ def test_fit_refuses_to_begin_with_a_file_that_does_not_belong_to_it(tmp_path):
     path, model = tmp_path / "state", compiled(dropout)
     assert "there is no such file, but training starts at epoch 1" in refused(model, path, initial_epoch=1)
     train(model, path, 2)
-    assert f"Train with fit(..., initial_epoch={2})" in refused(model, path)
+    assert f"train with fit(..., initial_epoch={2})" in refused(model, path)
     new = compiled(dropout)
     assert "To begin anew, delete the file or choose another path." in refused(new, path)
     assert "this run has {'kind': 'none'" in refused(model, path, initial_epoch=2, sensitivity=Sensitivity("none"))

@@ -5,8 +5,15 @@ import functools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_sensprune import PruneAtEpochEnd, Sensitivity, SensitivityRegularizer
+from keras_sensprune import (
+    PruneAtEpochEnd,
+    Sensitivity,
+    SensitivityRegularizer,
+    add_regularizer,
+    make_pruning_step,
+)
 from tests.steps import OwnStep, with_step
 from tests.training import test_fit
 from tests.training.test_fit import LOSS, X, Y, compiled, pristine, regularized, zeros
@@ -364,6 +371,50 @@ def test_training_that_loses_the_zeros_warns_once_also_with_a_cached_train_funct
         "custom loop."
     ]
     assert zeros(model) < 0.05
+
+
+def broken_off(model):
+    def interrupt(epoch, logs):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, PruneAtEpochEnd(0.1), keras.callbacks.LambdaCallback(on_epoch_end=interrupt))
+
+
+def in_a_loop(model):
+    with make_pruning_step(model) as step:
+        step(next(iter(tf.data.Dataset.from_tensor_slices((X, Y)).batch(16))))
+        step.prune(0.1)
+
+
+def with_another_regularizer(model):
+    fit(model, PruneAtEpochEnd(0.1), epochs=1)
+    add_regularizer(model, SensitivityRegularizer(0.0))
+
+
+@pytest.mark.parametrize("pruned", [broken_off, in_a_loop, with_another_regularizer])
+def test_however_the_pruning_ended_training_that_loses_the_zeros_warns(pruned, recwarn):
+    model = compiled(small, 1e-2)
+    fit(model, epochs=1)  # the regularizer has warned once
+    pruned(model)
+    assert zeros(model) > 0
+    recwarn.clear()
+    fit(model, epochs=1)
+    assert len([text for text in said(recwarn) if "may grow again" in text]) == 1
+
+
+def test_a_model_that_was_fine_tuned_saved_and_loaded_warns_when_its_zeros_go(tmp_path, recwarn):
+    model = compiled(small, 0.0)
+    fit(model, PruneAtEpochEnd(0.1), epochs=1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert zeros(loaded) > 0
+    recwarn.clear()
+    loaded.evaluate(X, Y, verbose=0)
+    assert not said(recwarn)
+    fit(loaded, epochs=1)
+    assert len([text for text in said(recwarn) if "may grow again" in text]) == 1
 
 
 def test_fine_tuning_with_the_callback_keeps_the_zeros_and_does_not_warn():

@@ -64,7 +64,8 @@ def test_files_of_another_time_are_refused_with_the_way_out(saved):
     at_epoch(one, 3)
     assert problem(path, one, epoch=0) == (
         "its state after 30 updates, as many as the model has made, belongs to the beginning of epoch 3, but "
-        "training starts at epoch 0. Train with fit(..., initial_epoch=3). If BackupAndRestore chose the epoch, the "
+        "training starts at epoch 0. To go on, train with fit(..., initial_epoch=3); for another run, delete the file "
+        "or choose another path. If BackupAndRestore chose the epoch, the "
         'process died between its two files: write "epoch": 3 into its training_metadata.json.'
     )
     at_epoch(one, 1)

@@ -1,10 +1,12 @@
 """ToleranceThreshold: the largest threshold that the validation metric allows, against trying all of them."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
 
-from keras_sensprune import NofM, PruneAtEpochEnd, SensitivityRegularizer, ToleranceThreshold
+from keras_sensprune import NofM, PruneAtEpochEnd, SensitivityRegularizer, StrengthController, ToleranceThreshold
 from keras_sensprune.errors import ArgumentError
 from keras_sensprune.training.budget import direction
 
@@ -179,9 +181,12 @@ def test_the_metric_itself_says_in_which_direction_it_is_better(name):
     model.compile(keras.optimizers.SGD(0.0), loss, metrics=[build()], run_eagerly=True)
     found = []
     rule = ToleranceThreshold((x, target), 0.0, name, relative_to=0.0)
-    watch = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda *_: found.append(rule.measure(model._sensprune_session) / model.get_metrics_result()[name])
-    )
+
+    def compare(*_):
+        signed = rule.measure(model._sensprune_session)
+        found.append(signed / model.evaluate(x, target, verbose=0, return_dict=True)[name])
+
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=compare)
     if expected is None:
         with pytest.raises(ArgumentError, match="Argument `mode` must be 'min' or 'max' for 'gain'"):
             model.fit(x, target, verbose=0, callbacks=[PruneAtEpochEnd(rule)])
@@ -203,6 +208,36 @@ def test_without_a_model_the_name_decides_and_several_outputs_have_their_own_met
     model.compile("sgd", "mse", metrics=metrics)
     model.evaluate(X, dict.fromkeys("ab", np.eye(3)[Y]), verbose=0)
     assert [direction(f"val_{name}_quality", model=model) for name in "ab"] == ["max", "min"]
+
+
+def test_what_is_measured_before_training_is_not_in_the_metrics_of_the_first_epoch(trained):
+    """Keras resets the metrics of an epoch before the callbacks of its begin."""
+    expected = network(SensitivityRegularizer(0.0))
+    expected.set_weights(trained)
+    expected.optimizer.learning_rate = 0.0
+    plain = expected.fit(X, Y, epochs=2, shuffle=False, verbose=0).history
+    other = np.zeros((500, 8), "float32"), np.zeros(500, int)
+    budget = {"validation_data": other, "tolerance": 0.0, "metric": "accuracy"}
+    controller = StrengthController(**budget | {"tolerance": 0.1})
+    out_of_reach = ToleranceThreshold(**budget, relative_to=2.0)  # nothing goes
+    for options in ({"threshold": out_of_reach}, {"strength": controller}):
+        model = network(SensitivityRegularizer(1e-9))
+        model.set_weights(trained)
+        model.optimizer.learning_rate = 0.0
+        prune = PruneAtEpochEnd(**{"threshold": 0.0} | options)
+        found = model.fit(X, Y, epochs=2, shuffle=False, verbose=0, callbacks=[prune]).history
+        assert found["accuracy"] == plain["accuracy"]
+        np.testing.assert_allclose(found["loss"], plain["loss"], rtol=1e-5)
+
+
+def test_a_rule_that_was_used_can_be_copied(trained):
+    _, prune = fit(ToleranceThreshold(V, 0.1), trained)
+    again = copy.deepcopy(prune)
+    model = network(SensitivityRegularizer(0.0))
+    model.set_weights(trained)
+    model.optimizer.learning_rate = 0.0
+    model.fit(X, Y, verbose=0, callbacks=[again])
+    assert again.records[-1].nonzero == prune.records[-1].nonzero
 
 
 def test_the_evaluation_is_compiled_once_for_all_prunings_and_trials(trained):
