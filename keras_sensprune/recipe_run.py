@@ -15,6 +15,7 @@ from keras_sensprune.datasets import Dataset, load_dataset, one_hot
 from keras_sensprune.errors import DataError
 from keras_sensprune.export.tflite import export_tflite
 from keras_sensprune.networks import build_network, compile_network, input_shape
+from keras_sensprune.planning.progress import FILE
 from keras_sensprune.planning.sparsify import sparsify
 from keras_sensprune.recipes import load_recipe
 from keras_sensprune.records import SparsifyRecipe, SparsifyRecord, TrainRecord, to_json
@@ -75,7 +76,7 @@ def train_recipe(
 def _keep_recipe(folder: str, recipe: SparsifyRecipe) -> None:
     """Puts the recipe beside the progress, and refuses to go on with the progress of another one."""
     path = os.path.join(folder, "recipe.json")
-    if os.path.exists(path):
+    if os.path.exists(path) and os.path.exists(os.path.join(folder, FILE)):  # else nothing was trained by it
         with open(path, encoding="utf-8", errors="replace") as file:
             if file.read() != to_json(recipe):
                 raise DataError(

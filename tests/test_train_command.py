@@ -43,6 +43,14 @@ def train(place, output, *more, recipe="recipe.json", data="data.npz"):
     return main(["train", *arguments])
 
 
+def test_a_recipe_that_was_refused_can_be_corrected_in_the_same_folder(place, tmp_path, capsys):
+    output = tmp_path / "out"
+    (place / "bad.json").write_text(json.dumps({**RECIPE, "budget": {"sparsity": 0.9999999}}))
+    assert train(place, output, recipe="bad.json") == 2
+    assert "`sparsity` must be at most" in capsys.readouterr().err
+    assert train(place, output) == 0
+
+
 def test_a_run_that_was_killed_goes_on_and_writes_everything(place, tmp_path, monkeypatch, capsys):
     def broken(*arguments, **options):
         raise OSError(28, "No space left on device")
@@ -63,7 +71,7 @@ def test_a_run_that_was_killed_goes_on_and_writes_everything(place, tmp_path, mo
     said = capsys.readouterr()
     record = from_json(said.out)
     assert isinstance(record, TrainRecord)
-    assert said.err == "going on after fine-tune\n"
+    assert said.err == "all phases are done already\n"
     assert sorted(os.listdir(output)) == sorted(recipe_run.OUTPUTS)
     assert from_json((output / "report.json").read_text()) == record
     assert (record.result.sparsity, record.result.unmet) == (0.75, ())

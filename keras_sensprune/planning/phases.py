@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +21,7 @@ from keras_sensprune.records.planning import PhaseRecord
 from keras_sensprune.training.budget import direction
 from keras_sensprune.training.targets import Target
 
+_ACCURACY = re.compile(r"(^|_)acc(uracy)?(_\d+)?$")
 LAST_RATE = 0.01  # of the learning rate with which a phase begins
 
 
@@ -132,7 +135,8 @@ def choose_monitor(
     """
     names = ", ".join(map(repr, found))
     if metric is None:
-        accuracies = [name for name in found if "acc" in name]
+        exact = [name for name in found if name in ("accuracy", "acc")]
+        accuracies = exact or [name for name in found if _ACCURACY.search(name)]
         if len(accuracies) > 1:
             raise argument_error("metric", f"one of {names}", metric, "The model has several accuracies.")
         metric = accuracies[0] if accuracies else "loss"
@@ -216,15 +220,32 @@ class Trainer:
         return dataclasses.replace(record, epochs=max(1, pace.done), seconds=time.perf_counter() - begun)
 
     def measured(self, name: str) -> PhaseRecord:
-        """The model as it is now, as a phase without epochs."""
+        """The model as it is now, as a phase without epochs.
+
+        Raises:
+            TrainingError: if the error, the loss or a weight is not finite.
+        """
         begun = time.perf_counter()
-        error = self.monitor.error(self.feed.evaluate(self.model))
-        if not math.isfinite(error):
-            raise TrainingError(
-                f"After the phase {name!r} the validation {self.monitor.name} is {error}. Training has diverged: lower "
-                "the learning rate with which the model is compiled."
-            )
+        with self.unpenalized():
+            found = self.feed.evaluate(self.model)
+        error = self.monitor.error(found)
+        remedy = "Training has diverged: lower the learning rate with which the model is compiled."
+        for what, value in ((self.monitor.name, error), ("loss", found["loss"])):
+            if not math.isfinite(value):
+                raise TrainingError(f"After the phase {name!r} the validation {what} is {value}. {remedy}")
+        for weight in self.model.trainable_variables:  # an accuracy is finite also where the answers are not
+            if not np.all(np.isfinite(np.asarray(weight.numpy(), "float64"))):
+                raise TrainingError(f"After the phase {name!r} the weight {weight.path!r} is not finite. {remedy}")
         return PhaseRecord(name, 0, time.perf_counter() - begun, error, self.nonzero(), self.total, accepted=True)
+
+    @contextlib.contextmanager
+    def unpenalized(self) -> Iterator[None]:
+        """A block in which no loss contains our penalty, which is no error."""
+        if all(target.regularizer.decoupled for target in self.targets):
+            yield
+            return
+        with strength_of(self.model, self.targets, 0.0):
+            yield
 
     def nonzero(self) -> int:
         """Prunable weights that are not zero."""

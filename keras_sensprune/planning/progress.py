@@ -7,39 +7,57 @@ settings of the run and its phases, and the arrays `0`, `1`, ... of `model.weigh
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_sensprune.archive import array_of, open_sealed, reading, try_place, write_sealed
 from keras_sensprune.errors import DataError, argument_error
+from keras_sensprune.planning.feed import digest
 from keras_sensprune.records import from_dict, to_dict
 from keras_sensprune.records.planning import PhaseRecord
 
 DENSE = "dense"  # name of the first phase
 FILE = "sparsify.state"
-FORMAT = 2
+FORMAT = 3
 _KIND = "the state of a sparsify run"
 _REMEDY = "Put back an intact file of this run; or delete it to begin anew, or choose another folder."
 
 
+@dataclasses.dataclass(frozen=True)
+class End:
+    """How a run ended.
+
+    Attributes:
+        why: there was no further round.
+        unmet: names of the budgets that were not met.
+    """
+
+    why: str
+    unmet: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Progress:
-    """A run between two phases.
+    """A run between two phases, or at its end.
 
     Attributes:
         phases: those that are done.
         weights: the last good ones, in the order of `model.weights`.
         target: the number of prunable weights that is small enough; None where the budget has no size, or no
             round was made yet.
+        end: how it ended; None before.
     """
 
     phases: tuple[PhaseRecord, ...]
     weights: list[np.ndarray]
     target: int | None
+    end: End | None = None
 
 
 class ProgressFile:
@@ -48,12 +66,13 @@ class ProgressFile:
     Args:
         folder: it is made if it does not exist.
         settings: everything that a run which goes on must have in common with the one that was killed; plain JSON.
+        begun_with: digest of the weights with which it begins, where they are trained already; None where not.
 
     Raises:
         ArgumentError: if no file can be made in the folder.
     """
 
-    def __init__(self, folder: Any, settings: Mapping[str, Any]):
+    def __init__(self, folder: Any, settings: Mapping[str, Any], begun_with: str | None = None):
         allowed = "the path of a folder that can be written to"
         try:
             self.path = os.path.join(os.fsdecode(folder), FILE)
@@ -61,7 +80,7 @@ class ProgressFile:
             try_place(self.path)
         except (OSError, TypeError, ValueError) as error:
             raise argument_error("folder", allowed, folder, f"The system says: {error}.") from None
-        self.settings = settings
+        self.settings, self.begun_with = settings, begun_with
 
     def load(self, model: Any) -> Progress | None:
         """What an earlier call with the same settings has left; None if there is nothing.
@@ -75,7 +94,7 @@ class ProgressFile:
         if not os.path.lexists(self.path):
             return None
         with reading(self.path, _KIND, _REMEDY), open_sealed(self.path) as (header, archive):
-            phases, target = self._checked(header)
+            phases, target, end = self._checked(header)
             weights = []
             for number, variable in enumerate(model.weights):
                 expected = (tuple(variable.shape), np.dtype(variable.dtype))
@@ -84,7 +103,10 @@ class ProgressFile:
                     return None if found == expected else f"is {found[1]} {found[0]}, not {expected[1]} {expected[0]}"
 
                 weights.append(array_of(archive, str(number), unexpected))
-        return Progress(phases, weights, target)
+            if self.begun_with not in (begun := header.get("begun with"), digest(weights)):
+                raise DataError("it was made from other weights than those that the model has.")
+            self.begun_with = begun
+        return Progress(phases, weights, target, end)
 
     def save(self, progress: Progress) -> None:
         """Replaces the file as a whole.
@@ -93,7 +115,8 @@ class ProgressFile:
             DataError: if the disk does not take it; the file is as it was.
         """
         header = {"format": FORMAT, "settings": self.settings, "target": progress.target}
-        header["phases"] = to_dict(progress.phases)
+        header["phases"], header["begun with"] = to_dict(progress.phases), self.begun_with
+        header["end"] = None if progress.end is None else [progress.end.why, *progress.end.unmet]
         try:
             write_sealed(self.path, header, {str(n): array for n, array in enumerate(progress.weights)})
         except OSError as error:
@@ -102,7 +125,7 @@ class ProgressFile:
                 "before. Make room, and start the same run again: it goes on from there."
             ) from None
 
-    def _checked(self, header: Any) -> tuple[tuple[PhaseRecord, ...], int | None]:
+    def _checked(self, header: Any) -> tuple[tuple[PhaseRecord, ...], int | None, End | None]:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise DataError(f"its header is not one of format {FORMAT}, which this version of keras_sensprune writes.")
         found = header.get("settings")
@@ -120,7 +143,30 @@ class ProgressFile:
         target = header.get("target")
         if target is not None and (type(target) is not int or not 0 < target <= phases[0].total):
             raise DataError("`target` in its header is no number of weights.")
-        return phases, target
+        end = header.get("end")
+        if end is not None and not (isinstance(end, list) and end and all(isinstance(text, str) for text in end)):
+            raise DataError("`end` in its header is malformed.")
+        return phases, target, None if end is None else End(end[0], tuple(end[1:]))
+
+
+def described_layers(model: Any) -> str:
+    """A digest of the kinds and settings of all layers, in their order; their names do not count."""
+    layers = []
+    for layer in model._flatten_layers(include_self=False):
+        try:
+            config = {} if isinstance(layer, keras.Model) else layer.get_config()
+        except NotImplementedError:  # a layer of the user's own
+            config = {}
+        layers.append([type(layer).__name__, _nameless(described(config))])
+    return digest([np.array(json.dumps(layers, sort_keys=True))])
+
+
+def _nameless(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_nameless(item) for item in part]
+    if isinstance(part, dict):
+        return {key: _nameless(item) for key, item in part.items() if key != "name"}
+    return part
 
 
 def described(part: Any) -> Any:

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from keras_sensprune.errors import TrainingError
 from keras_sensprune.formulas.schedules import SparsitySchedule
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.planning.phases import NeedsTwoEpochs, Trainer
-from keras_sensprune.planning.progress import DENSE, Progress, ProgressFile
+from keras_sensprune.planning.progress import DENSE, End, Progress, ProgressFile
 from keras_sensprune.planning.rounds import REACHED, Course, Round, Step, is_good, next_step
 from keras_sensprune.planning.target import SizeOf, weights_to_keep
 from keras_sensprune.records.planning import Budget, PhaseRecord
 from keras_sensprune.training.callback import PruneAtEpochEnd
 from keras_sensprune.training.rules import SparsityTarget
+from keras_sensprune.training.size import size_in_bytes
 
 FINE = "fine-tune"
 DENSE_SHARE = 0.25  # of the minutes: the dense phase takes no more
@@ -76,29 +78,44 @@ class Run:
             The phases, why there was no further round, and the names of the budgets that were not met.
         """
         self.begun = time.perf_counter()
+        end = self._resume()
+        if end is not None:
+            return tuple(self.phases), end.why, end.unmet
         target, self.least = self._asked()  # refuses before training
-        self._resume()
         try:
             if not self.phases:
                 self._dense(target)
-            course, end = self._rounds()
+            course, step = self._rounds()
             if not any(phase.name == FINE for phase in self.phases):
-                self._fine_tune(end)
+                self._fine_tune(step)
         finally:
             if self.good is not None:
                 self.model.set_weights(self.good)
-        return tuple(self.phases), end.why, self._unmet(course)
+        end = End(step.why, self._unmet(course))
+        self._keep(end)
+        return tuple(self.phases), end.why, end.unmet
 
-    def _resume(self) -> None:
+    def _resume(self) -> End | None:
+        """Takes up what the file has; how it ended, if it did."""
         before = None if self.file is None else self.file.load(self.model)
-        if before is not None:
-            self.phases, self.good, self.target = list(before.phases), before.weights, before.target
-            self.begun -= sum(phase.seconds for phase in self.phases)
-            self.model.set_weights(self.good)
-            self._tell(f"going on after {self.phases[-1].name}")
+        if before is None:
+            return None
+        self.phases, self.good, self.target = list(before.phases), before.weights, before.target
+        self.begun -= sum(phase.seconds for phase in self.phases)
+        self.model.set_weights(self.good)
+        self._tell(f"going on after {self.phases[-1].name}" if before.end is None else "all phases are done already")
+        return before.end
+
+    def _keep(self, end: End | None = None) -> None:
+        """Writes the progress."""
+        if self.file is not None and self.good is not None:
+            self.file.save(Progress(tuple(self.phases), self.good, self.target, end))
 
     def _dense(self, target: int | None) -> None:
-        """Trains without shrinkage; zeros that the model has already stay. Without epochs the target is that of now."""
+        """Trains without shrinkage; zeros that the model has already stay. Without epochs the target is that of now.
+
+        A training that diverges leaves the weights as they were.
+        """
         if not self.plan.dense_epochs:
             self.target = target
             self._done(self.trainer.measured(DENSE))
@@ -106,8 +123,13 @@ class Run:
         extra = self._clock()
         if self.trainer.nonzero() < self.trainer.total:
             extra.append(_frozen())
-        seconds = DENSE_SHARE * self.seconds
-        self._done(self.trainer.phase(DENSE, self.plan.dense_epochs, seconds, first=0, extra=extra))
+        seconds, before = DENSE_SHARE * self.seconds, self.model.get_weights()
+        try:
+            record = self.trainer.phase(DENSE, self.plan.dense_epochs, seconds, first=0, extra=extra)
+        except TrainingError:
+            self.model.set_weights(before)
+            raise
+        self._done(record)
 
     def _asked(self) -> tuple[int | None, int]:
         """(largest number of weights that is small enough, smallest one that can be left), as the weights are now."""
@@ -220,8 +242,7 @@ class Run:
         elif self.good is not None:
             self.model.set_weights(self.good)
         self.phases.append(record)
-        if self.file is not None and self.good is not None:
-            self.file.save(Progress(tuple(self.phases), self.good, self.target))
+        self._keep()
         unit = " %" if self.trainer.monitor.percent else ""
         found = "diverged" if record.error is None else f"validation error {record.error:.4g}{unit}"
         self._tell(
@@ -245,7 +266,7 @@ class Run:
 
     def _too_large(self) -> bool:
         """Whether the file of the model as it is now is larger than it may be."""
-        return self.size_of is not None and self.size_of(self.model) > (self.budget.bytes or 0)
+        return self.size_of is not None and size_in_bytes(self.size_of, self.model) > (self.budget.bytes or 0)
 
     def _unmet(self, course: Course) -> tuple[str, ...]:
         names = []

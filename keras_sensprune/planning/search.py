@@ -29,6 +29,7 @@ from keras_sensprune.planning.trials import (
 )
 from keras_sensprune.records import FitSettings, SearchRecord, SearchTrial
 from keras_sensprune.training.rules import PruningRule, SparsityTarget
+from keras_sensprune.training.size import size_in_bytes
 from keras_sensprune.training.targets import prunable_weights
 
 _HELD_OUT = 10  # one example of so many, if there are no validation data
@@ -212,7 +213,7 @@ class _Task:
             raise argument_error("size_of", "a function from a model to a positive number, or None", self.size_of)
         ranges = self.space.ranges()
         model = self._model(tuple(r.low for r in ranges), settings)
-        settings = tried(model, settings, self.validation)
+        settings = tried(model, settings, self.validation, self.train)
         tensors, sparsity = len(prunable_weights(model)), self.space.sparsity
         if sparsity is not None and zeros_asked(sparsity[1], settings.weights) > settings.weights - tensors:
             allowed = f"at most {1.0 - tensors / settings.weights:.6g}: a tensor is never emptied"
@@ -242,10 +243,7 @@ class _Task:
     def _size(self, model: Any) -> float:
         if self.size_of is None:
             return nonzero_weights(model)
-        size, allowed = self.size_of(model), "a function that returns a finite number above 0"
-        if number_argument("size_of", size, allowed) == 0:
-            raise argument_error("size_of", allowed, size)
-        return float(size)
+        return size_in_bytes(self.size_of, model)
 
 
 def _with(record: SearchRecord, trial: SearchTrial) -> SearchRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ import keras
 from keras_sensprune.errors import ArgumentError, ModelError, argument_error, integer_argument, number_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
 from keras_sensprune.planning.borrowing import borrowed, check_compiled
-from keras_sensprune.planning.feed import make_feed
+from keras_sensprune.planning.feed import digest, make_feed
 from keras_sensprune.planning.phases import Trainer, choose_monitor
-from keras_sensprune.planning.progress import ProgressFile, described
+from keras_sensprune.planning.progress import ProgressFile, described, described_layers
 from keras_sensprune.planning.run import Plan, Run
 from keras_sensprune.planning.target import check_size_of
 from keras_sensprune.records import to_dict
@@ -60,7 +61,8 @@ def sparsify(
 
     Args:
         model: a built and compiled Keras model; with an accuracy among its metrics the error is that of its answers.
-        data: arrays (x, y) or (x, y, sample_weight), or a finite `tf.data.Dataset` of batches.
+        data: arrays (x, y) or (x, y, sample_weight), or a finite `tf.data.Dataset` of batches. Where a dataset does not
+            know how many batches it has, they are counted once.
         budget: a `Budget`.
         validation_data: the same as `data`. None: the last tenth of the arrays, which then is not trained on.
         metric: name of the quantity that decides, `"loss"` or a compiled metric. None: the accuracy, or else the loss.
@@ -104,14 +106,15 @@ def sparsify(
     plan = _plan(dense_epochs, round_epochs, fine_epochs, keep, sensitivity)
     if not isinstance(budget, Budget):
         raise argument_error("budget", "a Budget", budget, "For example Budget(error=0.5, minutes=10).")
-    if any(isinstance(callback, PruneAtEpochEnd) for callback in callbacks):
-        raise argument_error("callbacks", "free of PruneAtEpochEnd, which sparsify adds itself", callbacks)
+    _check_callbacks(callbacks)
+    if say is not None and not callable(say):
+        raise argument_error("say", "a function that takes a text, or None", say)
     check_size_of(budget, size_of)
     check_compiled(model)
-    feed = make_feed(data, validation_data, batch_size)
+    feed = make_feed(data, validation_data, batch_size, say)
     with borrowed(model) as start:
-        _mark(model, SHRUNK / (feed.steps * max(1, round_epochs // 2)))
-        monitor = choose_monitor(feed.evaluate(model), metric, mode, model)
+        _mark(model, -math.expm1(-SHRUNK / (feed.steps * max(1, round_epochs // 2))))
+        monitor = choose_monitor(feed.first_look(model), metric, mode, model)
         targets = prunable_weights(model)
         settings = {
             "budget": to_dict(budget),
@@ -126,9 +129,11 @@ def sparsify(
             "validation": feed.validation_text,
             "data": None if folder is None else feed.digest(),
             "weights": [[list(v.shape), str(v.dtype)] for v in model.weights],
+            "layers": described_layers(model),
             "strengths": [[list(t.variable.shape), t.regularizer.strength] for t in targets],
         }
-        file = None if folder is None else ProgressFile(folder, settings)
+        begun_with = None if folder is None or dense_epochs else digest(model.get_weights())
+        file = None if folder is None else ProgressFile(folder, settings, begun_with)
         trainer = Trainer(model, targets, feed, monitor, start, tuple(callbacks), PATIENCE)
         phases, stopped, unmet = Run(trainer, budget, plan, size_of=size_of, file=file, say=say).go()
     return SparsifyRecord(budget, monitor.name, monitor.percent, feed.validation_text, phases, stopped, unmet)
@@ -144,6 +149,13 @@ def _plan(dense_epochs: int, round_epochs: int, fine_epochs: int, keep: float, s
     if sensitivity is not None and not isinstance(sensitivity, Sensitivity):
         raise argument_error("sensitivity", "a Sensitivity or None", sensitivity)
     return Plan(dense_epochs, round_epochs, fine_epochs, share, sensitivity or Sensitivity())
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, keras.callbacks.Callback) for c in callbacks):
+        raise argument_error("callbacks", "a list of callbacks of Keras", callbacks)
+    if any(isinstance(callback, PruneAtEpochEnd) for callback in callbacks):
+        raise argument_error("callbacks", "free of PruneAtEpochEnd, which sparsify adds itself", callbacks)
 
 
 def _mark(model: keras.Model, strength: float) -> None:

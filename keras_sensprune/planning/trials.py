@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -11,9 +14,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sensprune.errors import ArgumentError, ModelError, TrainingError, argument_error, integer_argument
+from keras_sensprune.errors import ModelError, TrainingError, argument_error, integer_argument
 from keras_sensprune.formulas.sensitivity import Sensitivity
-from keras_sensprune.planning.feed import digest
+from keras_sensprune.planning.feed import digest, evaluable
 from keras_sensprune.records import FitSettings
 from keras_sensprune.training.budget import direction
 from keras_sensprune.training.callback import PruneAtEpochEnd
@@ -117,6 +120,13 @@ class Builder:
             ModelError: if it has nothing to prune.
         """
         keras.utils.set_random_seed(seed)
+        try:
+            inspect.signature(self._build).bind(*values)
+        except TypeError as error:
+            allowed = f"a function that can be called with {len(values)} argument(s)"
+            raise argument_error("build", allowed, self._build, f"Python says: {error}.") from None
+        except ValueError:  # it has no signature
+            pass
         model = self._build(*values)
         if not isinstance(model, keras.Model) or not model.compiled:
             raise argument_error("build", "a function that returns a compiled Keras model", model)
@@ -127,22 +137,20 @@ class Builder:
         return model
 
 
-def tried(model: Any, settings: FitSettings, examples: Examples) -> FitSettings:
+def tried(model: Any, settings: FitSettings, *examples: Examples) -> FitSettings:
     """The settings with the number of prunable weights and the direction of the metric, after a look at the model.
 
     Raises:
-        ArgumentError: if the model cannot be evaluated on the data, has no such metric, or nothing tells its direction.
+        ArgumentError: if the model cannot be evaluated on the data, has no such metric, nothing tells its direction, or
+            it is the loss and contains a penalty.
     """
-    first = Examples(examples.x[: settings.batch_size], examples.y[: settings.batch_size])
-    try:
-        error_of(model, settings, first)
-    except TrainingError:  # not finite before training: that says nothing
-        pass
-    except ArgumentError:
-        raise
-    except Exception as error:  # whatever Keras or TensorFlow raise for shapes that do not fit
-        text = " ".join(str(error).split())[:300]
-        raise argument_error("data", "data on which the model of `build` can be evaluated", text) from error
+    for each in examples:
+        first = Examples(each.x[: settings.batch_size], each.y[: settings.batch_size])
+        with contextlib.suppress(TrainingError):  # not finite before training: that says nothing
+            evaluable("data", functools.partial(error_of, model, settings, first))
+    if settings.metric == "loss" and not all(t.regularizer.decoupled for t in prunable_weights(model)):
+        allowed = "the name of a compiled metric where decoupled=False"
+        raise argument_error("metric", allowed, "loss", "The loss contains the penalty.")
     weights = sum(math.prod(t.variable.shape) for t in prunable_weights(model))
     return dataclasses.replace(settings, weights=weights, mode=direction(settings.metric, settings.mode, model))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from typing import Any, ClassVar
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
@@ -16,7 +18,8 @@ from keras_sensprune.training.moment import Moment
 
 MODES = ("auto", "min", "max")
 # Parts of names that tell a direction where the metric itself does not.
-_GROWS = ("acc", "auc", "precision", "recall", "f1", "fbeta", "iou", "io_u", "r2", "sparsity", "compression")
+_ACCURACY = re.compile(r"(^|_)acc(uracy)?(_|\d|$)")  # not within a word, as in "inaccuracy" or "accel"
+_GROWS = ("auc", "precision", "recall", "f1", "fbeta", "iou", "io_u", "r2", "sparsity", "compression")
 _FALLS = ("loss", "error", "entropy", "divergence", "hinge", "poisson", "perplexity", "penalty", "mse", "mae", "mape")
 
 
@@ -62,7 +65,10 @@ def direction(name: str, mode: str = "auto", model: Any = None) -> str:
 
 def _direction_of_name(name: str) -> str | None:
     """`"min"` or `"max"`; None if the name says neither, or both."""
+    if name.endswith("_loss"):  # of one of several outputs, whatever that is called
+        return "min"
     grows, falls = (any(part in name for part in parts) for parts in (_GROWS, _FALLS))
+    grows = grows or _ACCURACY.search(name) is not None
     return None if grows == falls else "max" if grows else "min"
 
 
@@ -102,9 +108,7 @@ class MetricBudget:
     batch_size: int = dataclasses.field(default=1000, kw_only=True)
 
     def __post_init__(self) -> None:
-        data = self.validation_data
-        if data is None or (isinstance(data, (tuple, list)) and len(data) not in (2, 3)):
-            raise argument_error("validation_data", "(x, y), (x, y, sample_weight) or a tf.data.Dataset", data)
+        _check_data(self.validation_data)
         number_argument("tolerance", self.tolerance, "a finite number of at least 0, in units of the metric")
         if not isinstance(self.metric, str):
             raise argument_error("metric", "'loss' or the name of a compiled metric", self.metric)
@@ -180,6 +184,18 @@ class MetricBudget:
         if coupled and self.metric == "loss":
             allowed = "the name of a compiled metric where decoupled=False"
             raise argument_error("metric", allowed, "loss", "The loss contains the penalty.")
+
+
+def _check_data(data: Any) -> None:
+    """Arrays of as many examples each, or something from which Keras takes batches again and again."""
+    if isinstance(data, (tf.data.Dataset, tf.distribute.DistributedDataset, keras.utils.PyDataset)):
+        return
+    allowed = "(x, y), (x, y, sample_weight) or a tf.data.Dataset"
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        raise argument_error("validation_data", allowed, data)
+    shapes = [tuple(getattr(part, "shape", ())) for part in tree.flatten(tuple(data)) if part is not None]
+    if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
+        raise argument_error("validation_data", f"{allowed}, arrays with as many examples each", shapes)
 
 
 def _has_zeros(session: Any) -> bool:

@@ -59,6 +59,9 @@ class SensitivityRegularizer(keras.regularizers.Regularizer):
             raise argument_error("activation", f"None or one of {allowed}", activation)
         if order not in (1, 2) or isinstance(order, bool):
             raise argument_error("order", "1 or 2", order)
+        if decoupled and self.strength > 1:
+            remedy = "One step takes this fraction of a weight away. decoupled=False has no such limit."
+            raise argument_error("strength", "at most 1 where decoupled=True", strength, remedy)
         self.decoupled = decoupled
         self.activation = activation
         self.order = int(order)

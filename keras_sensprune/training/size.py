@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from keras_sensprune.errors import ModelError, argument_error, integer_argument
+from keras_sensprune.errors import ModelError, argument_error, integer_argument, number_argument
 from keras_sensprune.formulas.items import Items
 from keras_sensprune.formulas.schedules import SparsitySchedule
 from keras_sensprune.training.moment import Moment
@@ -99,7 +99,7 @@ class SizeTarget(PruningRule):
             return choice
         with trials(session, families) as install:
             install(choice.masks)
-            small_enough = self.size_of(session.model) <= self._limit
+            small_enough = size_in_bytes(self.size_of, session.model) <= self._limit
         if not small_enough:
             sparsity = session.memory[self._name] = self._needed(session, families, sparsity)
             choice = self._target(0.0).at_sparsity(session, families, sparsity)
@@ -136,19 +136,31 @@ class SizeTarget(PruningRule):
         target = self._target(0.0)
         with trials(session, families) as install:
 
-            def size(sparsity: float) -> int:
+            def size(sparsity: float) -> float:
                 install(target.at_sparsity(session, families, sparsity).masks)
-                return self.size_of(session.model)  # type: ignore[misc]
+                return size_in_bytes(self.size_of, session.model)
 
             if size(least) <= self._limit:
                 return least
             smallest = size(most)
             if smallest > self._limit:
                 raise ModelError(
-                    f"`size_of` gives {smallest:,} for model {session.model.name!r} with all prunable weights gone but "
-                    f"one per tensor, so {self._limit:,} cannot be reached: raise `bytes`."
+                    f"`size_of` gives {smallest:,.0f} for model {session.model.name!r} with all prunable weights gone "
+                    f"but one per tensor, so {self._limit:,} cannot be reached: raise `bytes`."
                 )
             while most - least > _PRECISION:
                 middle = (least + most) / 2
                 least, most = (middle, most) if size(middle) > self._limit else (least, middle)
         return most
+
+
+def size_in_bytes(size_of: Any, model: Any) -> float:
+    """What the user's function says of a model.
+
+    Raises:
+        ArgumentError: if that is no finite number above 0.
+    """
+    size, allowed = size_of(model), "a function that returns a finite number above 0"
+    if number_argument("size_of", size, allowed) == 0:
+        raise argument_error("size_of", allowed, size)
+    return float(size)

@@ -112,14 +112,15 @@ def add_regularizer(model: Any, regularizer: SensitivityRegularizer, layers: Ite
         model: a built Keras model: Sequential, functional, subclassed, pretrained.
         regularizer: one `SensitivityRegularizer`, shared by all these weights.
         layers: layers or layer names; None means every layer with a kernel (Dense, convolutions, recurrent layers,
-            attention projections). Embeddings are taken only if they are named here.
+            attention projections), but frozen ones that have another regularizer. Embeddings are taken only if they
+            are named here.
 
     Returns:
         The paths of the weights that now carry the regularizer.
 
     Raises:
         ArgumentError: if `regularizer` or a name in `layers` is wrong, if a named layer has no kernel, or if a
-            weight has another regularizer already.
+            weight that is trained has another regularizer already.
         ModelError: if the model is not built or has no such layer.
 
     Example:
@@ -135,8 +136,10 @@ def add_regularizer(model: Any, regularizer: SensitivityRegularizer, layers: Ite
     everything = list(model._flatten_layers(include_self=False))
     chosen = everything if layers is None else _named_layers(everything, layers)
     plan = [entry for layer in chosen for entry in _kernels(layer, embeddings=layers is not None)]
+    if layers is None:
+        plan = [entry for entry in plan if entry[1].trainable or not _has_another(entry[1])]
     for layer, variable, _ in plan:
-        if variable.regularizer is not None and not isinstance(variable.regularizer, SensitivityRegularizer):
+        if _has_another(variable):
             raise argument_error(
                 "layers",
                 "layers without another regularizer",
@@ -150,6 +153,10 @@ def add_regularizer(model: Any, regularizer: SensitivityRegularizer, layers: Ite
         variable.regularizer = regularizer
     _keep_in_config(everything, regularizer, {id(variable) for _, variable, _ in plan})
     return list(dict.fromkeys(variable.path for _, variable, _ in plan))
+
+
+def _has_another(variable: Any) -> bool:
+    return variable.regularizer is not None and not isinstance(variable.regularizer, SensitivityRegularizer)
 
 
 def _named_layers(everything: list[Any], layers: Iterable[Any]) -> list[Any]:

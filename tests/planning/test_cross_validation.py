@@ -208,7 +208,7 @@ SAME = build(1e-3)
         (lambda strength: SAME, {}, ArgumentError, "Argument `build` must be a function that makes a new model at"),
         (dense, {}, ModelError, "has no trainable weight with a SensitivityRegularizer"),
         (build, {"metric": "auc"}, ArgumentError, "Argument `metric` must be one of 'accuracy', 'loss'"),
-        (build, {"data": (X[:, :3], Y)}, ArgumentError, "Argument `data` must be data on which the model of `build`"),
+        (build, {"data": (X[:, :3], Y)}, ArgumentError, "Argument `data` must be data on which the model can be"),
     ],
     ids=["none", "uncompiled", "same", "dense", "metric", "shape"],
 )

@@ -197,9 +197,9 @@ def test_the_metric_itself_says_in_which_direction_it_is_better(name):
 
 
 def test_without_a_model_the_name_decides_and_several_outputs_have_their_own_metrics():
-    names = ("accuracy", "val_loss", "f1_score", "mse", "sparsity", "head_loss")
-    assert [direction(name) for name in names] == ["max", "min", "max", "min", "max", "min"]
-    for name in ("quality", "accuracy_loss"):
+    names = ("accuracy", "val_loss", "f1_score", "mse", "sparsity", "accel_loss", "acc")
+    assert [direction(name) for name in names] == ["max", "min", "max", "min", "max", "min", "max"]
+    for name in ("quality", "accuracy_error", "inaccuracy", "accel"):
         with pytest.raises(ArgumentError, match=f"Argument `mode` must be 'min' or 'max' for '{name}'"):
             direction(name)
     into = keras.Input((8,))
