@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import pytest
 
+from keras_sensprune import Budget, SensitivityRegularizer, sparsify
+from keras_sensprune.errors import ArgumentError
 from keras_sensprune.training.session import attached
 
 layers = keras.layers
@@ -72,3 +75,16 @@ def coded(model):
 
 def zeros(model):
     return sum(int(np.sum(w == 0)) for w in model.get_weights() if w.ndim == 2)
+
+
+def refused(changed):
+    """What `sparsify` says of changed arguments; it must leave the model as it was."""
+    model = network()
+    weights = model.get_weights()
+    arguments = {"data": problem(), "budget": Budget(error=1.0), **EPOCHS, **changed}
+    with pytest.raises(ArgumentError) as caught:
+        sparsify(model, arguments.pop("data"), arguments.pop("budget"), **arguments)
+    for now, then in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert not any(isinstance(v.regularizer, SensitivityRegularizer) for v in model.weights)
+    return str(caught.value)
