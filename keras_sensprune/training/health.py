@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -29,28 +30,25 @@ class StepHealth:
         self.step = counter(0)
         self._first_bad = counter(-1)
         self._causes = counter(0)
+        self._first_spoiled = counter(-1)
         self._batch = threading.local()  # one per replica
 
     def begin(self, data: Any) -> None:
         """Looks at a batch before its step.
 
-        Numbers that are not finite are the cause of a loss that is not finite. Where the loss is finite, the model has
-        dealt with them (missing values that it masks or fills in). Where it is not seen, they are all that is known.
+        Numbers that are not finite are no fault where the model deals with them, as with missing values that it masks
+        or fills in: then loss and weights stay finite. Where the loss is not seen, they are one.
         """
         self._batch.found, self._batch.seen = ops.zeros((), "int64"), False
-        spoiled = [ops.zeros((), "bool")]
         floats = [v for v in tree.flatten(data) if v is not None and keras.backend.is_float_dtype(v.dtype)]
         for value in floats:
             if not isinstance(value, (tf.SparseTensor, tf.RaggedTensor)):
-                spoiled.append(ops.logical_not(ops.all(ops.isfinite(value))))
-        self._batch.spoiled = ops.any(ops.stack(spoiled))
+                self._note(ops.logical_not(ops.all(ops.isfinite(value))), 1)
 
     def check_loss(self, loss: Any) -> None:
         """Looks at a loss."""
-        bad = ops.logical_not(ops.all(ops.isfinite(loss)))
         self._batch.seen = True
-        self._note(bad, 2)
-        self._note(ops.logical_and(bad, self._batch.spoiled), 1)
+        self._note(ops.logical_not(ops.all(ops.isfinite(loss))), 2)
 
     def check_labels(self, bad: Any | None) -> None:
         """Looks at the flag for class numbers out of range."""
@@ -62,25 +60,39 @@ class StepHealth:
 
     def end(self) -> None:
         """Writes down the first bad step and counts this one."""
-        if not self._batch.seen:
-            self._note(self._batch.spoiled, 1)
         found = self._batch.found
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
             bits = [ops.cast((found & cause) > 0, "int64") for cause in _CAUSES]
             bits = context.all_reduce(tf.distribute.ReduceOp.SUM, bits)
             found = sum(ops.cast(bit > 0, "int64") * cause for bit, cause in zip(bits, _CAUSES, strict=True))
-        first = ops.logical_and(ops.convert_to_tensor(self._first_bad) < 0, found > 0)
+        step, faults = ops.convert_to_tensor(self.step), (2 | 4) if self._batch.seen else (1 | 2 | 4)
+        first = self._note_first(self._first_bad, (found & faults) > 0, step)
         self._causes.assign(ops.where(first, found, ops.convert_to_tensor(self._causes)))
-        self._first_bad.assign(
-            ops.where(first, ops.convert_to_tensor(self.step), ops.convert_to_tensor(self._first_bad))
-        )
+        self._note_first(self._first_spoiled, (found & 1) > 0, step)
         self.step.assign(ops.convert_to_tensor(self.step) + 1)
 
-    def problem(self) -> str | None:
-        """What the first bad step was and why, or None."""
+    @staticmethod
+    def _note_first(variable: Any, happens: Any, step: Any) -> Any:
+        """Keeps the number of the first step in which something happens; whether it is this one."""
+        before = ops.convert_to_tensor(variable)
+        first = ops.logical_and(before < 0, happens)
+        variable.assign(ops.where(first, step, before))
+        return first
+
+    def problem(self, variables: Sequence[Any]) -> str | None:
+        """What the first bad step was and why, or None.
+
+        Args:
+            variables: of the model, which are looked at as well: an activation such as ReLU makes 0 of NaN, so that
+                the loss can be finite with weights that are not.
+        """
         step, found = int(self._first_bad.numpy()), int(self._causes.numpy())
-        if step < 0:
-            return None
         causes = "; ".join(text for bit, text in _CAUSES.items() if found & bit)
+        if step < 0:
+            if all(bool(ops.all(ops.isfinite(variable))) for variable in variables):
+                return None
+            step, causes = int(self._first_spoiled.numpy()), f"{_CAUSES[1]}; a weight is not finite since then"
+        if step < 0:
+            return "Training was stopped: a weight is not finite (NaN or infinity), though the losses were."
         return f"Training was stopped: in step {step} (counted from 0 since training began) {causes}."

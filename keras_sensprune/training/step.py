@@ -251,7 +251,7 @@ class PruningSession:
         Raises:
             TrainingError: naming the first bad step and its cause.
         """
-        problem = self.rule.health.problem()
+        problem = self.rule.health.problem(self.model.trainable_variables)
         if problem:
             raise TrainingError(problem)
 

@@ -67,6 +67,34 @@ def test_missing_values_that_the_loss_or_the_model_deals_with_are_allowed(settin
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
+def with_hidden():
+    keras.utils.set_random_seed(0)
+    hidden = keras.layers.Dense(5, "relu", kernel_regularizer=SensitivityRegularizer(1e-3))
+    model = keras.Sequential([keras.Input((4,)), hidden, keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def test_weights_that_relu_hides_from_the_loss_are_found():
+    """max(0, NaN) is 0 on a CPU: the loss stays finite, while the gradient x^T 0 is not."""
+    x, y = data()
+    x[17, 2] = np.nan
+    model = with_hidden()
+    with pytest.raises(TrainingError) as caught:
+        fit(model, x, y)
+    assert str(caught.value) in (
+        PREFIX.format(2) + f"{INPUT}; a weight is not finite since then.",
+        PREFIX.format(2) + f"{INPUT}; {LOSS}.",  # elsewhere
+    )
+    model = with_hidden()
+    kernel = model.layers[0].kernel
+    spoil = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: kernel.assign(kernel.numpy() * np.nan)
+    )
+    with pytest.raises(TrainingError, match=r"(weight|loss) is not finite"):
+        model.fit(*data(), batch_size=32, verbose=0, callbacks=[PruneAtEpochEnd(0.01), spoil])
+
+
 def test_bad_data_are_told_where_the_loss_is_not_seen():
     x, y = data()
     x[17, 2] = np.nan
