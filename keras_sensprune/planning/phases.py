@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -18,10 +16,9 @@ from keras_sensprune.formulas.schedules import half_cosine
 from keras_sensprune.planning.borrowing import put_back, strength_of
 from keras_sensprune.planning.feed import Feed
 from keras_sensprune.records.planning import PhaseRecord
-from keras_sensprune.training.budget import direction
+from keras_sensprune.training.budget import direction, names_accuracy
 from keras_sensprune.training.targets import Target
 
-_ACCURACY = re.compile(r"(^|_)acc(uracy)?(_\d+)?$")
 LAST_RATE = 0.01  # of the learning rate with which a phase begins
 
 
@@ -136,7 +133,7 @@ def choose_monitor(
     names = ", ".join(map(repr, found))
     if metric is None:
         exact = [name for name in found if name in ("accuracy", "acc")]
-        accuracies = exact or [name for name in found if _ACCURACY.search(name)]
+        accuracies = exact or [name for name in found if names_accuracy(name)]
         if len(accuracies) > 1:
             raise argument_error("metric", f"one of {names}", metric, "The model has several accuracies.")
         metric = accuracies[0] if accuracies else "loss"
@@ -226,7 +223,7 @@ class Trainer:
             TrainingError: if the error, the loss or a weight is not finite.
         """
         begun = time.perf_counter()
-        with self.unpenalized():
+        with strength_of(self.model, self.targets, 0.0):  # the penalty is no error
             found = self.feed.evaluate(self.model)
         error = self.monitor.error(found)
         remedy = "Training has diverged: lower the learning rate with which the model is compiled."
@@ -237,15 +234,6 @@ class Trainer:
             if not np.all(np.isfinite(np.asarray(weight.numpy(), "float64"))):
                 raise TrainingError(f"After the phase {name!r} the weight {weight.path!r} is not finite. {remedy}")
         return PhaseRecord(name, 0, time.perf_counter() - begun, error, self.nonzero(), self.total, accepted=True)
-
-    @contextlib.contextmanager
-    def unpenalized(self) -> Iterator[None]:
-        """A block in which no loss contains our penalty, which is no error."""
-        if all(target.regularizer.decoupled for target in self.targets):
-            yield
-            return
-        with strength_of(self.model, self.targets, 0.0):
-            yield
 
     def nonzero(self) -> int:
         """Prunable weights that are not zero."""

@@ -68,8 +68,13 @@ def _direction_of_name(name: str) -> str | None:
     if name.endswith("_loss"):  # of one of several outputs, whatever that is called
         return "min"
     grows, falls = (any(part in name for part in parts) for parts in (_GROWS, _FALLS))
-    grows = grows or _ACCURACY.search(name) is not None
+    grows = grows or names_accuracy(name)
     return None if grows == falls else "max" if grows else "min"
+
+
+def names_accuracy(name: str) -> bool:
+    """Whether a name is that of an accuracy; the loss of an output that is called so is none."""
+    return _ACCURACY.search(name) is not None and not name.endswith("_loss")
 
 
 def _compiled_metric(model: Any, name: str) -> Any:
